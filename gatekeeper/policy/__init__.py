@@ -1,0 +1,1 @@
+"""Who has permission. May be async; does no I/O itself (that is what backends are for)."""

@@ -122,11 +122,13 @@ class Decision:
     allowed: the answer.
     rule: which rule decided, for humans (``explain``, logs); never a secret.
     detail: text that RabbitMQ appends to the refusal ("backend ... returned an error: ...").
+    crashed: a backend broke its contract; RabbitMQ then ends the connection with 541.
     """
 
     allowed: bool
     rule: str = ""
     detail: bytes = b""
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,107 @@
+"""The state of one channel, as the session keeps it on top of what the scanner needs.
+
+A mode is where the channel stands between the three parties. Only OPEN (0) may use the fast
+lane. The life of a refusal (semantics.md 1.13, DESIGN section 4)::
+
+    OPEN --denied--> [SWALLOWING its content] --> REFUSING: channel.close went to the broker
+    REFUSING --broker's close-ok--> AWAIT_OK: the client was told; its frames are dropped
+    REFUSING --broker's own close crosses--> BROKER_CLOSED: the client was told the broker's
+    AWAIT_OK --client's close-ok--> gone, the number is free
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+
+from gatekeeper.errors import AmqpError
+from gatekeeper.model import Check
+from gatekeeper.protocol.checks import ChannelView
+from gatekeeper.protocol.frames import Channel
+from gatekeeper.protocol.layouts import Fields
+
+APPROVED_EXCHANGES = 256
+APPROVED_KEYS = 16_384
+ALLOWED_CHECKS = 256
+"""Bounds of the per-channel permission cache, in entries; when full it is emptied."""
+
+
+class Mode(enum.IntEnum):
+    OPEN = 0
+    UNOPENED = 1  # created by its first frame, which must turn out to be channel.open
+    SWALLOWING = 2  # a refused publish's content is still coming
+    REFUSING = 3  # channel.close sent to the broker, its close-ok is awaited
+    AWAIT_OK = 4  # channel.close sent to the client, its close-ok is awaited
+    CLOSING = 5  # the client's channel.close went to the broker
+    BROKER_CLOSED = 6  # the broker's channel.close went to the client
+
+
+@dataclass(slots=True)
+class Content:
+    """A content method whose header or body is still to come.
+
+    held: the method frame, not forwarded yet.
+    refusal: to be raised when the content is complete, as RabbitMQ judges it then.
+    """
+
+    ids: tuple[int, int]
+    fields: Fields
+    held: bytes
+    refusal: AmqpError | None = None
+    discard: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PendingDeclare:
+    """A queue.declare that the broker has not answered. reads: the dead-letter rule applies."""
+
+    name: bytes
+    generated: bool
+    swallow: bool
+    reads: bool
+
+
+class ChannelState(Channel):
+    __slots__ = (
+        "allowed",
+        "anonymous",
+        "content",
+        "declares",
+        "error",
+        "exchange_declares",
+        "last_declare",
+        "view",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mode = Mode.UNOPENED
+        self.view = ChannelView()
+        self.content: Content | None = None
+        self.allowed: set[Check] = set()
+        self.declares: deque[PendingDeclare] = deque()
+        self.last_declare: PendingDeclare | None = None
+        self.exchange_declares: deque[tuple[bytes, bytes | None]] = deque()
+        self.anonymous: deque[bytes] = deque()
+        self.error: AmqpError | None = None
+
+    def forget_all(self) -> None:
+        """Drop every approval: the policy has changed."""
+        self.forget()
+        self.allowed.clear()
+
+    def allow(self, check: Check) -> None:
+        if len(self.allowed) >= ALLOWED_CHECKS:
+            self.allowed.clear()
+        self.allowed.add(check)
+
+    def approve_exchange(self, name: bytes) -> None:
+        if len(self.exchanges) >= APPROVED_EXCHANGES:
+            self.exchanges.clear()
+        self.exchanges.add(name)
+
+    def approve_key(self, pair: bytes) -> None:
+        if len(self.keys) >= APPROVED_KEYS:
+            self.keys.clear()
+        self.keys.add(pair)

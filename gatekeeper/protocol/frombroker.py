@@ -1,0 +1,177 @@
+"""Methods from the broker that mean something to the gate; all others just pass.
+
+They tell which channels have ended, what the broker called a queue, and which declares have
+succeeded. The broker may be buggy: an unknown channel or an answer to nothing never raises.
+Source: semantics.md 1.13; DESIGN sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+from gatekeeper.errors import printable
+from gatekeeper.model import Access, Kind, Permission
+from gatekeeper.protocol.channels import ChannelState, Mode
+from gatekeeper.protocol.checks import access_refused
+from gatekeeper.protocol.states import PASS, TAKEN, Outcome, Pending, State
+from gatekeeper.protocol.wire import Reader, WireError, close_method, method, shortstr
+
+if TYPE_CHECKING:
+    from gatekeeper.protocol.session import Session
+
+CLOSE_OK = (20, 41)
+
+
+class BrokerFrames:
+    def __init__(self, session: Session) -> None:
+        self._s = session
+
+    def frame(self, kind: int, number: int, payload: bytes) -> Outcome:
+        """Deal with one frame that the scanner did not pass. Raises Pending."""
+        session = self._s
+        if kind != 1 or len(payload) < 4:
+            session.broken = f"the broker sent a frame of unknown type {kind}"
+            return TAKEN
+        ids = (payload[0] << 8 | payload[1], payload[2] << 8 | payload[3])
+        try:
+            if ids[0] == 10:
+                return self._connection(ids, payload)
+            channel = session.channels.get(number)
+            handler = self._HANDLERS.get(ids)
+            if handler is None or (channel is None and ids != CLOSE_OK):
+                return PASS
+            return handler(self, number, channel, payload)
+        except WireError as error:
+            session.broken = f"the broker sent a malformed method {ids[0]}.{ids[1]}: {error}"
+            return TAKEN
+
+    def _connection(self, ids: tuple[int, int], payload: bytes) -> Outcome:
+        session = self._s
+        if ids in ((10, 60), (10, 61)):  # blocked, unblocked
+            return PASS
+        if ids == (10, 50):
+            session.to_client.append(self._close(0, 10, payload))
+            # In DRAINING the gate's own close has crossed this one: the broker's came first,
+            # and nothing more is owed to it.
+            told = session.state is State.DRAINING
+            session.state = State.TOLD if told else State.BROKER_CLOSING
+            return TAKEN
+        if ids == (10, 51):
+            if session.state is State.DRAINING:
+                session.tell()
+                return TAKEN
+            if session.state is State.CLIENT_CLOSING:
+                session.state = State.DONE
+            return PASS
+        session.broken = f"the broker sent method {ids[0]}.{ids[1]} in a running connection"
+        return TAKEN
+
+    def _close(self, number: int, class_id: int, payload: bytes) -> bytes:
+        """The broker's close method, with the client's name where it has the gate's."""
+        reader = Reader(payload, 4)
+        code, text = reader.short(), reader.shortstr()
+        failing_class, failing_method = reader.short(), reader.short()
+        context = self._s.context
+        if context.service_user is not None:
+            ours = b"user '%b'" % context.service_user
+            theirs = b"user '%b'" % printable(context.username)
+            text = text.replace(ours, theirs)[:255]
+        return close_method(number, class_id, code, text, failing_class, failing_method)
+
+    def _channel_close(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        session = self._s
+        if channel.mode == Mode.AWAIT_OK:
+            return TAKEN
+        if channel.mode == Mode.REFUSING:
+            # An earlier operation failed at the broker: that is the client's answer. Our own
+            # close will still be answered, which nobody must see.
+            session.swallow_close_ok.add(number)
+        session.to_client.append(self._close(number, 20, payload))
+        channel.mode = Mode.BROKER_CLOSED
+        return TAKEN
+
+    def _channel_close_ok(
+        self, number: int, channel: ChannelState | None, _payload: bytes
+    ) -> Outcome:
+        session = self._s
+        if number in session.swallow_close_ok:
+            session.swallow_close_ok.discard(number)
+            return TAKEN
+        if channel is None:
+            return PASS
+        if channel.mode == Mode.CLOSING:
+            del session.channels[number]
+            return PASS
+        if channel.mode == Mode.REFUSING and channel.error is not None:
+            error = channel.error
+            session.to_client.append(
+                close_method(number, 20, error.code, error.text, error.class_id, error.method_id)
+            )
+            channel.mode = Mode.AWAIT_OK
+            return TAKEN
+        return PASS
+
+    def _queue_declare_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        if not channel.declares:
+            return PASS
+        pending = channel.declares[0]
+        name = Reader(payload, 4).shortstr()
+        if pending.generated and not self._may_own(number, channel, name, reads=pending.reads):
+            channel.declares.popleft()
+            return TAKEN
+        channel.declares.popleft()
+        if pending is channel.last_declare:
+            channel.view.last_queue = name
+            channel.view.pending_name = False
+        return TAKEN if pending.swallow else PASS
+
+    def _may_own(self, number: int, channel: ChannelState, name: bytes, *, reads: bool) -> bool:
+        """Is the name that the broker made up within the user's permissions?
+
+        A name of the same shape was; if this one is not, the queue goes and the client is told
+        what RabbitMQ would have said.
+        """
+        session = self._s
+        for permission in (Permission.CONFIGURE, *((Permission.READ,) if reads else ())):
+            check = Access(permission, Kind.QUEUE, name)
+            decision = session.policy.check(check)
+            if decision is None:
+                raise Pending
+            if decision.allowed:
+                continue
+            arguments = b"\0\0" + shortstr(name) + b"\x04"  # no-wait
+            if channel.mode == Mode.OPEN:
+                session.to_broker.append(method(number, 50, 40, arguments))
+                error = access_refused(check, session.context, decision.detail)
+                error.class_id, error.method_id = 50, 10
+                session.refuse_channel(number, error)
+            return False
+        return True
+
+    def _exchange_declare_ok(self, _number: int, channel: ChannelState, _payload: bytes) -> Outcome:
+        if channel.exchange_declares:
+            name, kind = channel.exchange_declares.popleft()
+            if kind is not None:
+                self._s.policy.exchange_declared(name, kind)
+        return PASS
+
+    def _consume_ok(self, _number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        tag = Reader(payload, 4).shortstr()
+        if tag not in channel.view.consumers and channel.anonymous:
+            channel.view.consumers[tag] = channel.anonymous.popleft()
+        return PASS
+
+    def _cancel(self, _number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        """The broker cancels a consumer (its queue is gone). Always asked for upstream."""
+        channel.view.consumers.pop(Reader(payload, 4).shortstr(), None)
+        return PASS if self._s.cancel_notify else TAKEN
+
+    _HANDLERS: ClassVar[dict[tuple[int, int], Callable[..., Outcome]]] = {
+        (20, 40): _channel_close,
+        (20, 41): _channel_close_ok,
+        (40, 11): _exchange_declare_ok,
+        (50, 11): _queue_declare_ok,
+        (60, 21): _consume_ok,
+        (60, 30): _cancel,
+    }

@@ -1,0 +1,409 @@
+"""Frames from the client that the scanner did not decide.
+
+Three layers, in RabbitMQ's order: is it a frame (501, 505), does it fit the channel's content
+state (505, 501), may the method be done in the channel's mode (504, 503, dropped), and only
+then the permissions. Source: semantics.md 1.9, 1.12, 1.13 and section 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gatekeeper.errors import AmqpError, ReplyCode, printable
+from gatekeeper.model import Access, Decision, Kind, Permission
+from gatekeeper.protocol.channels import ChannelState, Content, Mode, PendingDeclare
+from gatekeeper.protocol.checks import (
+    Cancelled,
+    Consumed,
+    Effect,
+    ExchangeDeclared,
+    ExchangeDeleted,
+    Judgement,
+    NeedReply,
+    QueueDeclared,
+    Step,
+    access_refused,
+    judge,
+    judge_publish,
+    no_exchange,
+    unimplemented,
+)
+from gatekeeper.protocol.erlang import frame_octets
+from gatekeeper.protocol.frames import BODY, HEADER, METHOD
+from gatekeeper.protocol.layouts import PUBLISH, WITH_CONTENT, decode, encode
+from gatekeeper.protocol.states import (
+    CONNECTION_CLOSE_OK,
+    MAX_CONTENT,
+    PASS,
+    TAKEN,
+    FatalFrameError,
+    Outcome,
+    Pending,
+    State,
+)
+from gatekeeper.protocol.wire import (
+    FRAME_BODY,
+    FRAME_HEADER,
+    FRAME_HEARTBEAT,
+    FRAME_METHOD,
+    WireError,
+    frame,
+    method,
+    read_properties,
+    shortstr,
+)
+
+if TYPE_CHECKING:
+    from gatekeeper.protocol.session import Session
+
+OPEN, CLOSE, CLOSE_OK = (20, 10), (20, 40), (20, 41)
+UPDATE_SECRET_OK = method(0, 10, 71)
+
+
+class ClientFrames:
+    def __init__(self, session: Session) -> None:
+        self._s = session
+
+    def frame(self, kind: int, number: int, payload: bytes) -> Outcome:
+        """Judge one well-terminated frame. Raises AmqpError, Abort, Pending."""
+        size = len(payload)
+        if (
+            kind not in (FRAME_METHOD, FRAME_HEADER, FRAME_BODY, FRAME_HEARTBEAT)
+            or (kind == FRAME_METHOD and size < 4)
+            or (kind == FRAME_HEADER and size < 12)
+            or (kind == FRAME_HEARTBEAT and size)
+        ):
+            text = f"type {kind}, {frame_octets(payload)}: unknown_frame"
+            raise AmqpError(ReplyCode.FRAME_ERROR, text.encode())
+        if kind == FRAME_HEARTBEAT or (number == 0 and kind != FRAME_METHOD):
+            if kind == FRAME_HEARTBEAT and number == 0:
+                return PASS
+            text = f"type {kind}, {frame_octets(payload)}"
+            raise AmqpError(ReplyCode.UNEXPECTED_FRAME, text.encode())
+        if number == 0:
+            return self._connection_method(payload)
+        channel = self._s.channels.get(number) or self._create(number)
+        if channel.expect == METHOD:
+            if kind != FRAME_METHOD:
+                raise AmqpError(
+                    ReplyCode.UNEXPECTED_FRAME,
+                    b"expected method frame, got non method frame instead",
+                )
+            return self._method(number, channel, payload)
+        if channel.expect == HEADER:
+            return self._header(number, channel, kind, payload)
+        return self._body(channel, kind, payload)
+
+    # --- channel 0 ---
+
+    def _connection_method(self, payload: bytes) -> Outcome:
+        session = self._s
+        ids = _ids(payload)
+        fields = decode(0, ids, payload[4:])
+        if ids == (10, 50):
+            session.state = State.CLIENT_CLOSING
+            return self._passed(0, payload)
+        if ids == (10, 70):
+            return self._update_secret(fields[0])
+        text = b"unexpected method in connection state running"
+        raise AmqpError(ReplyCode.CHANNEL_ERROR, text, *ids)
+
+    def _passed(self, number: int, payload: bytes) -> Outcome:
+        """Forward a frame that also ends the run (the state has changed with it)."""
+        self._s.to_broker.append(frame(FRAME_METHOD, number, payload))
+        return TAKEN
+
+    def _update_secret(self, secret: int | bytes) -> Outcome:
+        """semantics.md 1.11: never forwarded, it would change the gate's own credentials."""
+        session = self._s
+        answer = session.policy.update_secret(secret if isinstance(secret, bytes) else b"")
+        if answer is None:
+            raise Pending
+        if isinstance(answer, AmqpError):
+            raise AmqpError(answer.code, answer.explanation, 10, 70)
+        session.forget()
+        lost = []
+        for number, channel in session.channels.items():
+            if channel.mode != Mode.OPEN:
+                continue
+            for tag, queue in channel.view.consumers.items():
+                check = Access(Permission.READ, Kind.QUEUE, queue)
+                if queue != b"amq.rabbitmq.reply-to" and not self._ask(channel, check).allowed:
+                    lost.append((number, channel, tag, queue))
+        for number, channel, tag, queue in lost:
+            del channel.view.consumers[tag]
+            cancel = method(number, 60, 30, shortstr(tag) + b"\x01")
+            session.to_broker.append(cancel)
+            if session.cancel_notify:
+                session.to_client.append(cancel)
+            session.policy.consumer_cancelled(number, tag, queue)
+        session.to_client.append(UPDATE_SECRET_OK)
+        return TAKEN
+
+    # --- channels ---
+
+    def _create(self, number: int) -> ChannelState:
+        session = self._s
+        count = len(session.channels)
+        limit = session.channel_max
+        if limit and count >= limit:
+            text = b"number of channels opened (%d) has reached the negotiated channel_max (%d)"
+            raise AmqpError(ReplyCode.NOT_ALLOWED, text % (count, limit))
+        most = session.user_channels
+        if most is not None and count >= most:
+            text = b"number of channels opened for user '%b' has reached the maximum allowed "
+            text = text % printable(session.context.username) + b"user limit of %d" % most
+            raise AmqpError(ReplyCode.NOT_ALLOWED, text)
+        channel = ChannelState()
+        session.channels[number] = channel
+        return channel
+
+    def refusing(self, number: int, error: AmqpError) -> None:
+        channel = self._s.channels[number]
+        channel.mode = Mode.REFUSING
+        channel.expect = METHOD
+        channel.content = None
+        channel.error = error
+
+    def _method(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        ids = _ids(payload)
+        fields = decode(number, ids, payload[4:])
+        if ids in WITH_CONTENT:
+            channel.content = Content(ids, fields, frame(FRAME_METHOD, number, payload))
+            channel.expect = HEADER
+            return TAKEN
+        if channel.mode != Mode.OPEN:
+            return self._method_off_duty(number, channel, ids)
+        if ids == CLOSE:
+            channel.mode = Mode.CLOSING
+            return PASS
+        if ids == OPEN:
+            raise AmqpError(ReplyCode.CHANNEL_ERROR, b"second 'channel.open' seen", *ids)
+        try:
+            judgement = judge(ids, fields, channel.view, self._s.context)
+            error = self._decide(channel, judgement.steps)
+        except NeedReply:
+            raise Pending from None
+        except AmqpError as caught:
+            error = caught
+        if error is not None:
+            raise AmqpError(error.code, error.explanation, *ids)
+        self._remember(channel, fields, judgement)
+        if judgement.fields is not None and judgement.ids is not None:
+            self._s.to_broker.append(encode(number, judgement.ids, judgement.fields))
+            return TAKEN
+        return PASS
+
+    def _method_off_duty(self, number: int, channel: ChannelState, ids: tuple[int, int]) -> Outcome:
+        """Methods on a channel that is not (or no longer) open: semantics.md 1.13."""
+        session, mode = self._s, channel.mode
+        if mode == Mode.UNOPENED:
+            if ids != OPEN:
+                raise AmqpError(ReplyCode.CHANNEL_ERROR, b"expected 'channel.open'", *ids)
+            channel.mode = Mode.OPEN
+            return PASS
+        if mode == Mode.CLOSING:
+            # The number is free again with the broker's close-ok: a moment's wait.
+            if ids in (OPEN, CLOSE):
+                raise Pending
+            return TAKEN
+        if ids == OPEN:
+            raise AmqpError(ReplyCode.CHANNEL_ERROR, b"second 'channel.open' seen", *ids)
+        if ids not in (CLOSE, CLOSE_OK):
+            return TAKEN
+        if mode == Mode.REFUSING:
+            raise Pending
+        if mode == Mode.AWAIT_OK:
+            if ids == CLOSE:
+                session.to_client.append(method(number, *CLOSE_OK))
+            else:
+                del session.channels[number]
+            return TAKEN
+        if ids == CLOSE_OK:  # BROKER_CLOSED
+            del session.channels[number]
+        return PASS
+
+    # --- content ---
+
+    def _header(self, number: int, channel: ChannelState, kind: int, payload: bytes) -> Outcome:
+        content = channel.content
+        assert content is not None  # noqa: S101 - expect says so
+        expected = b"expected content header for class 60, got "
+        if kind != FRAME_HEADER or payload[2:4] != b"\0\0":
+            text = expected + b"non content header frame instead"
+            raise AmqpError(ReplyCode.UNEXPECTED_FRAME, text, *content.ids)
+        class_id = int.from_bytes(payload[:2], "big")
+        if class_id != 60:
+            text = expected + b"one for class %d instead" % class_id
+            raise AmqpError(ReplyCode.UNEXPECTED_FRAME, text, *content.ids)
+        size = int.from_bytes(payload[4:12], "big")
+        if size > MAX_CONTENT:
+            text = b"content body size %d exceeds maximum allowed size %d" % (size, MAX_CONTENT)
+            raise AmqpError(ReplyCode.FRAME_ERROR, text, *content.ids)
+        if content.ids != PUBLISH:
+            content.refusal = unimplemented()
+        elif channel.mode == Mode.UNOPENED:
+            content.refusal = AmqpError(ReplyCode.CHANNEL_ERROR, b"expected 'channel.open'")
+        elif channel.mode == Mode.OPEN:
+            content.refusal = self._judge_publish(channel, content, size, payload)
+        content.discard = content.refusal is not None or channel.mode != Mode.OPEN
+        if content.discard:
+            if channel.mode == Mode.OPEN:
+                channel.mode = Mode.SWALLOWING
+        else:
+            flags = int.from_bytes(payload[12:14], "big")
+            if flags & 3:
+                # RabbitMQ ignores these bits; another reader would look for more flags.
+                payload = payload[:12] + (flags & ~3).to_bytes(2, "big") + payload[14:]
+            self._s.to_broker += (content.held, frame(FRAME_HEADER, number, payload))
+        channel.remaining = size
+        channel.expect = BODY
+        if size == 0:
+            self._complete(channel)
+        return TAKEN
+
+    def _body(self, channel: ChannelState, kind: int, payload: bytes) -> Outcome:
+        content = channel.content
+        if kind != FRAME_BODY:
+            text = b"expected content body, got non content body frame instead"
+            raise AmqpError(
+                ReplyCode.UNEXPECTED_FRAME, text, *(content.ids if content else PUBLISH)
+            )
+        if len(payload) > channel.remaining:
+            text = b"content body frame exceeds remaining content size"
+            raise AmqpError(ReplyCode.FRAME_ERROR, text, *(content.ids if content else PUBLISH))
+        channel.remaining -= len(payload)
+        discard = content is not None and content.discard
+        if channel.remaining == 0:
+            self._complete(channel)
+        return TAKEN if discard else PASS
+
+    def _complete(self, channel: ChannelState) -> None:
+        """The content is whole: this is when RabbitMQ judges it."""
+        content = channel.content
+        channel.content = None
+        channel.expect = METHOD
+        if content is not None and content.refusal is not None:
+            error = content.refusal
+            ids = content.ids if error.explanation else (0, 0)  # a crash has no method
+            raise AmqpError(error.code, error.explanation, *ids)
+
+    def _judge_publish(
+        self, channel: ChannelState, content: Content, size: int, payload: bytes
+    ) -> AmqpError | None:
+        session = self._s
+        try:
+            properties = read_properties(payload[12:])
+        except WireError:
+            properties = None
+        steps = judge_publish(content.fields, size, properties, channel.view, session.context)
+        error = self._decide(channel, steps)
+        if error is None:
+            _ticket, exchange, key, _bits = content.fields
+            if isinstance(exchange, bytes) and isinstance(key, bytes):
+                if session.policy.topic_rule(exchange):
+                    channel.approve_key(shortstr(exchange) + shortstr(key))
+                else:
+                    channel.approve_exchange(exchange)
+        return error
+
+    # --- decisions ---
+
+    def _ask(self, channel: ChannelState, check: Access) -> Decision:
+        decision = self._s.policy.check(check)
+        if decision is None:
+            raise Pending
+        return decision
+
+    def _decide(self, channel: ChannelState, steps: tuple[Step, ...]) -> AmqpError | None:
+        """The first denial, in order, or None. Raises Pending."""
+        policy, context = self._s.policy, self._s.context
+        for step in steps:
+            check = step.check
+            detail = b""
+            if check is not None:
+                if check in channel.allowed:
+                    continue
+                decision = policy.check(check)
+                if decision is None:
+                    raise Pending
+                if decision.allowed:
+                    channel.allow(check)
+                    continue
+                if decision.crashed:
+                    return AmqpError(ReplyCode.INTERNAL_ERROR)
+                detail = decision.detail
+            if step.exists is not None:
+                exists = policy.exchange_exists(step.exists)
+                if exists is None:
+                    raise Pending
+                if not exists:
+                    return no_exchange(step.exists, context)
+            if step.refusal is not None:
+                return step.refusal
+            if check is not None:
+                return access_refused(check, context, detail)
+        return None
+
+    def _remember(self, channel: ChannelState, fields: object, judgement: Judgement) -> None:
+        effect: Effect | None = judgement.effect
+        view, policy = channel.view, self._s.policy
+        if isinstance(effect, QueueDeclared):
+            view.sample = None
+            reads = len(judgement.steps) > 1
+            pending = PendingDeclare(effect.name, effect.generated, effect.swallow, reads)
+            channel.last_declare = pending
+            view.pending_name = effect.generated
+            view.last_queue = None if effect.generated else effect.name
+            if effect.answered or effect.generated:
+                channel.declares.append(pending)
+        elif isinstance(effect, ExchangeDeclared):
+            if effect.answered:
+                channel.exchange_declares.append((effect.name, effect.type))
+            elif effect.type is not None:
+                policy.exchange_forgotten(effect.name)
+        elif isinstance(effect, ExchangeDeleted):
+            policy.exchange_forgotten(effect.name)
+        elif isinstance(effect, Consumed):
+            if effect.tag:
+                view.consumers[effect.tag] = effect.queue
+            else:
+                channel.anonymous.append(effect.queue)
+        elif isinstance(effect, Cancelled):
+            view.consumers.pop(effect.tag, None)
+
+    # --- after the end ---
+
+    def after(self, buf: bytearray, pos: int, end: int) -> int:
+        """Client bytes while the connection is not running any more."""
+        session = self._s
+        if session.state is State.DRAINING:
+            session.client_stalled = True
+            return pos
+        if session.state not in (State.TOLD, State.BROKER_CLOSING):
+            return end
+        if isinstance(session.error, FatalFrameError):
+            return end
+        while end - pos >= 8:
+            size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
+            past = pos + size + 8
+            if size > session.lane.frame_max or (past <= end and buf[past - 1] != 0xCE):
+                session.state = State.DONE
+                return end
+            if past > end:
+                break
+            head = bytes(buf[pos : pos + 3])
+            ids = bytes(buf[pos + 7 : pos + 11])
+            if head == b"\x01\0\0" and ids == b"\0\x0a\0\x32":
+                session.to_client.append(CONNECTION_CLOSE_OK)
+            elif head == b"\x01\0\0" and ids == b"\0\x0a\0\x33":
+                if session.state is State.BROKER_CLOSING:
+                    session.to_broker.append(CONNECTION_CLOSE_OK)
+                session.state = State.DONE
+                return end
+            pos = past
+        return pos
+
+
+def _ids(payload: bytes) -> tuple[int, int]:
+    return int.from_bytes(payload[:2], "big"), int.from_bytes(payload[2:4], "big")

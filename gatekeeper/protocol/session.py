@@ -1,0 +1,275 @@
+"""One running AMQP connection between a client and a broker, without a socket in sight.
+
+Bytes of either side go in by ``client_data`` and ``broker_data``, which answer how much they
+have dealt with; what is to be sent lies in ``to_broker`` and ``to_client`` afterwards, in
+order. The scanner decides runs of frames; whatever it stops at is judged by
+``fromclient.ClientFrames`` or ``frombroker.BrokerFrames``.
+
+An answer may be outstanding (``stalled``): then nothing after it on that side is looked at
+until the pump calls again with the same bytes. Judging again is harmless, because nothing is
+remembered or sent before a frame's last question is answered.
+
+# INVARIANT: a frame is forwarded only after every check that it needs was allowed under the
+# present epoch; whatever is not forwarded is either answered or dropped, never kept.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from gatekeeper.errors import AmqpError, ReplyCode
+from gatekeeper.model import Check, Decision
+from gatekeeper.protocol.channels import ChannelState
+from gatekeeper.protocol.checks import Context
+from gatekeeper.protocol.erlang import frame_octets
+from gatekeeper.protocol.frames import NEED_MORE, Lane, scan_broker, scan_client
+from gatekeeper.protocol.frombroker import BrokerFrames
+from gatekeeper.protocol.fromclient import ClientFrames
+from gatekeeper.protocol.layouts import Abort
+from gatekeeper.protocol.states import (
+    CONNECTION_CLOSE_OK,
+    MAX_CONTENT,
+    FatalFrameError,
+    Outcome,
+    Pending,
+    State,
+)
+from gatekeeper.protocol.wire import close_method
+
+
+class Epoch(Protocol):
+    """One number for the whole policy; it changes with every change of any of it."""
+
+    @property
+    def value(self) -> int: ...
+
+
+class SessionPolicy(Protocol):
+    """What the session asks of the outside. None: the answer will come, call again then."""
+
+    def check(self, check: Check) -> Decision | None: ...
+
+    def exchange_exists(self, exchange: bytes) -> bool | None: ...
+
+    def topic_rule(self, exchange: bytes) -> bool:
+        """Can the routing key matter on this exchange?"""
+
+    def update_secret(self, secret: bytes) -> AmqpError | bool | None:
+        """True: taken. An error: what the client is told."""
+
+    def exchange_declared(self, exchange: bytes, kind: bytes) -> None: ...
+
+    def exchange_forgotten(self, exchange: bytes) -> None: ...
+
+    def refused(self, channel: int, error: AmqpError) -> None:
+        """For the log: an operation was refused, or the connection is closed for an error."""
+
+    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None: ...
+
+
+class Session:
+    """See the head of this file.
+
+    frame_max, channel_max: as negotiated with the client, 0 for none.
+    user_channels: RabbitMQ's max-channels of the user, None for none.
+    cancel_notify: did the client announce consumer_cancel_notify?
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        policy: SessionPolicy,
+        epoch: Epoch,
+        *,
+        frame_max: int,
+        channel_max: int,
+        user_channels: int | None = None,
+        cancel_notify: bool = True,
+    ) -> None:
+        self.context = context
+        self.policy = policy
+        self.epoch = epoch
+        self.channel_max = channel_max
+        self.user_channels = user_channels
+        self.cancel_notify = cancel_notify
+        body_max = min(MAX_CONTENT, context.max_message_size or MAX_CONTENT)
+        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max)
+        self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
+        self.swallow_close_ok: set[int] = set()
+        self.state = State.RUNNING
+        self.error: AmqpError | None = None
+        self.broken: str | None = None
+        self.abort = False
+        self.client_stalled = False
+        self.broker_stalled = False
+        self.to_broker: list[bytes | bytearray] = []
+        self.to_client: list[bytes | bytearray] = []
+        self._seen = epoch.value
+        self._client = ClientFrames(self)
+        self._broker = BrokerFrames(self)
+
+    def among(self, *states: State) -> bool:
+        return self.state in states
+
+    @property
+    def fatal(self) -> bool:
+        """Is the client's frame stream lost?"""
+        return isinstance(self.error, FatalFrameError)
+
+    # --- client to broker ---
+
+    def client_data(self, buf: bytearray, pos: int, end: int) -> int:
+        """Deal with ``buf[pos:end]`` from the client; answer the offset up to which it is done."""
+        self.client_stalled = False
+        if not self.among(State.RUNNING):
+            return self._client.after(buf, pos, end)
+        if self.epoch.value != self._seen:
+            self.forget()
+        run = pos
+        while True:
+            pos = scan_client(self.lane, buf, pos, end)
+            if self.lane.stop == NEED_MORE:
+                break
+            size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
+            past = pos + size + 8
+            outcome = self._judge(buf, pos, past)
+            if outcome is Outcome.PASS:
+                pos = past
+                continue
+            # What was queued while judging comes after the run in front of it.
+            if pos > run:
+                self.to_broker.insert(self._mark, buf[run:pos])
+            if outcome is Outcome.WAIT:
+                self.client_stalled = True
+                return pos
+            run = pos = past
+            if not self.among(State.RUNNING):
+                self.client_stalled = self.among(State.DRAINING)
+                return min(past, end)
+        if pos > run:
+            self.to_broker.append(buf[run:pos])
+        return pos
+
+    def _judge(self, buf: bytearray, pos: int, past: int) -> Outcome:
+        self._mark = len(self.to_broker)
+        number = (buf[pos + 1] << 8) | buf[pos + 2]
+        try:
+            size = past - pos - 8
+            if size > self.lane.frame_max:
+                raise frame_error(buf[pos], b"", f": {{frame_too_large,{size},%d}}" %
+                                  (self.lane.frame_max - 8))  # fmt: skip
+            payload = bytes(buf[pos + 7 : past - 1])
+            if buf[past - 1] != 0xCE:
+                marker = f": {{invalid_frame_end_marker,{buf[past - 1]}}}"
+                raise frame_error(buf[pos], payload, marker)
+            return self._client.frame(buf[pos], number, payload)
+        except Pending:
+            return Outcome.WAIT
+        except AmqpError as error:
+            if error.closes_channel and number:
+                self.refuse_channel(number, error)
+            else:
+                self.fail(number, error)
+            return Outcome.TAKEN
+        except Abort as why:
+            self.policy.refused(number, AmqpError(ReplyCode.INTERNAL_ERROR, str(why).encode()))
+            self.abort = True
+            self.state = State.DONE
+            return Outcome.TAKEN
+
+    # --- broker to client ---
+
+    def broker_data(self, buf: bytearray, pos: int, end: int) -> int:
+        """Deal with ``buf[pos:end]`` from the broker; answer the offset up to which it is done."""
+        self.broker_stalled = False
+        if self.among(State.TOLD, State.DONE):
+            return end
+        if self.epoch.value != self._seen:
+            self.forget()
+        run = pos
+        while True:
+            pos = scan_broker(self.lane, buf, pos, end)
+            if self.lane.stop == NEED_MORE:
+                break
+            size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
+            past = pos + size + 8
+            mark = len(self.to_client)
+            if size > self.lane.frame_max or buf[past - 1] != 0xCE:
+                outcome = Outcome.TAKEN
+                self.broken = "the broker sent a malformed frame"
+            else:
+                payload = bytes(buf[pos + 7 : past - 1])
+                number = (buf[pos + 1] << 8) | buf[pos + 2]
+                try:
+                    outcome = self._broker.frame(buf[pos], number, payload)
+                except Pending:
+                    outcome = Outcome.WAIT
+            if outcome is Outcome.PASS:
+                pos = past
+                if self.among(State.DONE):
+                    break
+                continue
+            if pos > run:
+                self.to_client.insert(mark, buf[run:pos])
+            if outcome is Outcome.WAIT:
+                self.broker_stalled = True
+                return pos
+            run = pos = past
+            if self.broken or self.among(State.TOLD, State.DONE):
+                return end
+        if pos > run:
+            self.to_client.append(buf[run:pos])
+        return end if self.among(State.DONE) else pos
+
+    # --- what either side, or the outside, may cause ---
+
+    def forget(self) -> None:
+        """The policy has changed: no approval holds any more."""
+        self._seen = self.epoch.value
+        for channel in self.channels.values():
+            channel.forget_all()
+
+    def refuse_channel(self, number: int, error: AmqpError) -> None:
+        """Close the channel at the broker first: its earlier replies come before the refusal."""
+        self.policy.refused(number, error)
+        self.to_broker.append(close_method(number, 20, 200, b"", 0, 0))
+        self._client.refusing(number, error)
+
+    def fail(self, number: int, error: AmqpError) -> None:
+        """Close the connection for an error of the client's, after the broker's replies."""
+        self.policy.refused(number, error)
+        self.error = error
+        self.state = State.DRAINING
+        self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
+
+    def tell(self) -> None:
+        """Send the client the connection.close for :attr:`error`."""
+        error = self.error
+        if error is None:
+            return
+        self.to_client.append(
+            close_method(0, 10, error.code, error.text, error.class_id, error.method_id)
+        )
+        self.state = State.TOLD
+
+    def close(self, error: AmqpError) -> None:
+        """The gate ends the connection (320 and the like): the client is told at once."""
+        if self.state in (State.RUNNING, State.DRAINING, State.CLIENT_CLOSING):
+            if self.state is State.RUNNING:
+                self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
+            self.error = self.error or error
+            self.tell()
+
+    def broker_lost(self, explanation: bytes) -> None:
+        """The broker's connection has ended, or is given up."""
+        if self.state is State.CLIENT_CLOSING:
+            self.to_client.append(CONNECTION_CLOSE_OK)
+            self.state = State.DONE
+        else:
+            self.close(AmqpError(ReplyCode.CONNECTION_FORCED, explanation))
+
+
+def frame_error(kind: int, payload: bytes, detail: str) -> FatalFrameError:
+    """501 in RabbitMQ's wording (``rabbit_misc:frame_error``)."""
+    text = f"type {kind}, {frame_octets(payload)}{detail}"
+    return FatalFrameError(ReplyCode.FRAME_ERROR, text.encode())

@@ -1,0 +1,238 @@
+"""The composition root: the only place that knows every room and wires them together.
+
+Start: store, definitions or seed, policy, upstreams, sockets; then the first question to the
+brokers; then listening. A thing that the operator must mend stops the start with one line; an
+unreachable broker does not (clients get a clear close until it is back).
+Stop (SIGTERM, SIGINT): no new clients, ``drain_timeout`` for the others to leave, then 320
+CONNECTION_FORCED to whoever is left. A second signal does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from gatekeeper import __version__, logs
+from gatekeeper.backends.internal import NAME as INTERNAL
+from gatekeeper.backends.internal import InternalBackend
+from gatekeeper.config.settings import Settings
+from gatekeeper.errors import ConfigError, GatekeeperError, OperatorError
+from gatekeeper.model import Peer
+from gatekeeper.policy.engine import Engine, Pair
+from gatekeeper.policy.epoch import Epoch
+from gatekeeper.policy.permissions import PermissionSet
+from gatekeeper.protocol.frames import COMPILED
+from gatekeeper.server.connection import Connection, Gate
+from gatekeeper.server.endpoint import Endpoint, SharedBuffer
+from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.listener import Listeners
+from gatekeeper.server.registry import Registry
+from gatekeeper.server.tasks import Owner
+from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
+from gatekeeper.store.definitions import load_definitions
+from gatekeeper.store.records import StoreEvent, UserDeleted, VhostDeleted
+from gatekeeper.store.seed import seed
+from gatekeeper.store.store import Store
+
+FIRST_ANSWER = 2.0
+"""Seconds to wait for the brokers before listening all the same."""
+CLOSING = 3.0
+"""Seconds for clients to answer the connection.close of a shutdown."""
+STORE_REFRESH = 1.0
+"""Seconds between looks for changes by other processes."""
+
+
+class App:
+    """The gate. Everything that can be wrong with the configuration is found in ``__init__``,
+    which must run inside the event loop; raises OperatorError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._log = logs.get_logger("default")
+        self._owner = Owner(self._task_failed)
+        self._epoch = Epoch()
+        self._closing = contextlib.ExitStack()
+        try:
+            buffer = SharedBuffer()
+            self._store = self._open_store()
+            self._upstreams = Upstreams(settings.upstreams, buffer)
+            self._exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
+            self._registry = Registry()
+            self._gate = Gate(
+                settings=settings,
+                store=self._store,
+                engine=self._engine(),
+                epoch=self._epoch,
+                upstreams=self._upstreams,
+                exchanges=self._exchanges,
+                registry=self._registry,
+                owner=self._owner,
+                connection_log=logs.get_logger("connection"),
+                channel_log=logs.get_logger("channel"),
+                user_log=logs.get_logger("user"),
+            )
+            self._clients = Owner(self._connection_failed)
+            self._listeners = Listeners(settings, buffer, self._accept, self._owner, self._log)
+            self._closing.callback(self._listeners.close)
+        except BaseException:
+            self._closing.close()
+            raise
+        self._closing.callback(self._store.subscribe(self._store_changed))
+
+    # --- wiring ---
+
+    def _open_store(self) -> Store:
+        settings = self._settings
+        store = Store.open(settings.store_url, self._epoch, algorithm=settings.password_hashing)
+        self._closing.callback(store.close)
+        path, start = settings.load_definitions, settings.seed
+        if path is not None:
+            report = load_definitions(store, path)
+            for warning in report.warnings:
+                self._log.warning(warning)
+        rights = start.permissions
+        seeded = seed(
+            store,
+            user=start.user,
+            password=start.password.value,
+            vhost=start.vhost,
+            permissions=PermissionSet(rights.configure, rights.write, rights.read),
+            tags=start.tags,
+            definitions_configured=path is not None,
+        )
+        if seeded:
+            self._log.info("Will seed default virtual host and user...")
+        return store
+
+    def _engine(self) -> Engine:
+        internal = InternalBackend(self._store)
+        pairs = []
+        for position in self._settings.auth_backends:
+            for name in (position.authn, *position.authz):
+                if name != INTERNAL:
+                    raise ConfigError(f"auth_backends: {name} is not supported yet; use internal")
+            pairs.append(Pair.of(internal))
+        return Engine(pairs, self._exchanges, self._settings.loopback_users)
+
+    def _accept(self, endpoint: Endpoint, peer: Peer, number: int) -> None:
+        self._clients.start(Connection(self._gate, endpoint, peer, number).live())
+
+    def _store_changed(self, event: StoreEvent) -> None:
+        match event:
+            case UserDeleted(name):
+                self._registry.user_deleted(name)
+            case VhostDeleted(name):
+                self._registry.vhost_deleted(name)
+            case _:
+                pass
+
+    def _task_failed(self, error: BaseException) -> None:
+        self._log.error("internal error in a background task", exc_info=error)
+
+    def _connection_failed(self, error: BaseException) -> None:
+        """The connection is closed already: its own ``finally`` did that."""
+        self._log.error("internal error in a connection", exc_info=error)
+
+    # --- running ---
+
+    @property
+    def addresses(self) -> list[str]:
+        return self._listeners.addresses
+
+    async def run(self) -> None:
+        """Serve until a signal comes, then stop in order."""
+        stop = asyncio.Event()
+        with self._closing, _signals(stop):
+            await self._start()
+            await stop.wait()
+            await self._stop(stop)
+            await self._exchanges.close()
+            await self._owner.close()
+        self._log.info("stopped")
+
+    async def _start(self) -> None:
+        learning = [
+            self._owner.start(self._keep_learning(link)) for link in self._upstreams.links.values()
+        ]
+        self._owner.start(self._watch_store())
+        first = [link.learned.wait() for link in self._upstreams.links.values()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_ANSWER if learning else 0):
+                await asyncio.gather(*first)
+        await self._listeners.start()
+        scanner = "compiled" if COMPILED else "plain Python (slower: no C compiler at install time)"
+        self._log.info(
+            f"gatekeeper {__version__} ready on {', '.join(self.addresses)}; "
+            f"frame scanner: {scanner}"
+        )
+
+    async def _keep_learning(self, link: UpstreamLink) -> None:
+        """Ask a broker for its properties and limits, now and whenever it is time again."""
+        pause, reachable = RETRY_FIRST, True
+        while True:
+            try:
+                await link.learn()
+            except GatekeeperError as error:
+                if reachable:
+                    self._log.warning(f"{error}; clients are refused until it is back")
+                reachable = False
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_MAX)
+                continue
+            facts = link.facts
+            if facts is not None and (not reachable or not link.learned.is_set()):
+                self._log.info(
+                    f"upstream {link.settings.name}: {facts.product} {facts.version} answers"
+                )
+            link.learned.set()
+            pause, reachable = RETRY_FIRST, True
+            await link.stale()
+
+    async def _watch_store(self) -> None:
+        """Take over what another process has changed in the store."""
+        while True:
+            await asyncio.sleep(STORE_REFRESH)
+            try:
+                self._store.refresh()
+            except OperatorError as error:
+                self._log.error(str(error))
+
+    async def _stop(self, again: asyncio.Event) -> None:
+        self._listeners.close()
+        again.clear()
+        if self._settings.drain_timeout and len(self._clients):
+            seconds = self._settings.drain_timeout
+            self._log.info(f"draining: {len(self._clients)} connections have {seconds:g} s to end")
+            await self._until_empty(seconds, again)
+        if len(self._clients):
+            self._registry.shutdown()
+            await self._until_empty(CLOSING, None)
+        await self._clients.close()
+
+    async def _until_empty(self, seconds: float, hurry: asyncio.Event | None) -> None:
+        """Until all clients are gone, ``seconds`` have passed or ``hurry`` is set."""
+        waits = [self._owner.start(self._clients.empty())]
+        if hurry is not None:
+            waits.append(self._owner.start(hurry.wait()))
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def serve(settings: Settings) -> None:
+    """Build the gate and run it. Raises OperatorError where it cannot start."""
+    await App(settings).run()

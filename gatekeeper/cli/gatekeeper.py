@@ -1,0 +1,75 @@
+"""``gatekeeper``: run the gate in the foreground, or check its configuration.
+
+Exit codes: 0 stopped in order, or the configuration is good; 1 it cannot start (one line on
+standard error says where and what to do); 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from gatekeeper import __version__, logs
+from gatekeeper.config.load import load_settings
+from gatekeeper.config.settings import Settings
+from gatekeeper.errors import OperatorError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    "path",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/gatekeeper/gatekeeper.conf"),
+    show_default=True,
+    help="The configuration, in the format of rabbitmq.conf.",
+)
+@click.option("--check-config", is_flag=True, help="Check the configuration and exit (0 or 1).")
+@click.version_option(__version__, "--version", message="gatekeeper %(version)s")
+def main(path: Path, check_config: bool) -> None:
+    """Enforce RabbitMQ's authentication and access control in front of a broker."""
+    try:
+        settings = load_settings(path, os.environ)
+        if check_config:
+            _check(settings)
+            for warning in settings.warnings:
+                click.echo(f"warning: {warning}", err=True)
+            click.echo(f"{path}: good")
+            return
+        logs.configure(settings.log)
+        log = logs.get_logger("default")
+        for warning in settings.warnings:
+            log.warning(warning)
+        _run(settings)
+    except OperatorError as error:
+        click.echo(f"gatekeeper: {error}", err=True)
+        sys.exit(1)
+
+
+def _check(settings: Settings) -> None:
+    """What can be found wrong beyond the file itself, without touching the store or a port."""
+    from gatekeeper.server.tls import client_context, server_context  # noqa: PLC0415
+
+    if settings.tls is not None:
+        server_context(settings.tls)
+    for upstream in settings.upstreams.values():
+        if upstream.tls is not None:
+            client_context(upstream.tls, upstream.name)
+
+
+def _run(settings: Settings) -> None:
+    import uvloop  # noqa: PLC0415 - not needed to check a configuration
+
+    from gatekeeper.app import serve  # noqa: PLC0415
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

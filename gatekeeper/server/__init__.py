@@ -1,0 +1,1 @@
+"""Sockets, timers and tasks: everything that makes the pure protocol rooms run."""

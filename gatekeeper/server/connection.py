@@ -1,0 +1,377 @@
+"""One client connection's life, from accept to close.
+
+Read :meth:`Connection.live` from top to bottom: handshake and authenticate, authorise the vhost,
+connect upstream, pump, close. Nothing of a client reaches a broker before the vhost is granted.
+Any error ends in a refusal or a closed socket, never in a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from gatekeeper import __version__
+from gatekeeper.config.settings import Settings
+from gatekeeper.errors import AmqpError, ReplyCode, printable
+from gatekeeper.logs import Logger
+from gatekeeper.model import Identity, Peer
+from gatekeeper.policy.engine import Engine, LoginRefused
+from gatekeeper.policy.epoch import Epoch
+from gatekeeper.protocol.checks import Context
+from gatekeeper.protocol.events import (
+    Closed,
+    Fail,
+    Login,
+    Open,
+    Refused,
+    Send,
+    Stage,
+    State,
+    Tuned,
+)
+from gatekeeper.protocol.handshake import ClientHandshake
+from gatekeeper.protocol.session import Session
+from gatekeeper.protocol.upstream import upstream_properties
+from gatekeeper.server.authority import Authority, vhost_refused
+from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
+from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.lines import ConnectionLines
+from gatekeeper.server.pump import Pump
+from gatekeeper.server.registry import Live, Registry
+from gatekeeper.server.tasks import Owner
+from gatekeeper.server.upstreams import (
+    UpstreamConnection,
+    UpstreamLink,
+    UpstreamRefusedError,
+    Upstreams,
+    UpstreamUnavailableError,
+)
+from gatekeeper.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What all connections share; made once, by ``app.py``."""
+
+    settings: Settings
+    store: Store
+    engine: Engine
+    epoch: Epoch
+    upstreams: Upstreams
+    exchanges: Exchanges
+    registry: Registry
+    owner: Owner
+    connection_log: Logger
+    channel_log: Logger
+    user_log: Logger
+
+
+@dataclass(frozen=True, slots=True)
+class Greeted:
+    """A client that has authenticated, tuned and asked for a vhost."""
+
+    identity: Identity
+    login: Login
+    tuned: Tuned
+    vhost: bytes
+
+
+class Connection:
+    def __init__(self, gate: Gate, endpoint: Endpoint, peer: Peer, number: int) -> None:
+        self._gate = gate
+        self._client = endpoint
+        self._peer = peer
+        self._number = number
+        self._lines = ConnectionLines(
+            gate.connection_log, gate.channel_log, gate.user_log, number, peer
+        )
+        settings = gate.settings
+        channel_max, frame_max, heartbeat = gate.upstreams.offer(settings.limits)
+        self._handshake = ClientHandshake(
+            server_properties=gate.upstreams.server_properties(),
+            mechanisms=settings.auth_mechanisms,
+            channel_max=channel_max,
+            frame_max=frame_max,
+            heartbeat=heartbeat,
+            initial_frame_max=settings.limits.initial_frame_max,
+        )
+
+    async def live(self) -> None:
+        """The whole life; returns when the client's socket is closed or about to be."""
+        live: Live | None = None
+        try:
+            async with asyncio.timeout(self._gate.settings.handshake_timeout) as deadline:
+                greeted = await self._greet()
+                if greeted is None:
+                    return
+                live = await self._authorise(greeted)
+                if live is None:
+                    return
+                deadline.reschedule(None)  # from here on it is the broker that takes time
+                upstream = await self._connect_upstream(greeted, live)
+                if upstream is None:
+                    return
+            await self._pump(greeted, live, upstream)
+        except TimeoutError:
+            awaited = "handshake" if self._handshake.state is State.PRE_INIT else "frame_header"
+            self._lines.handshake_timeout(awaited)
+        finally:
+            if live is not None:
+                self._gate.registry.remove(live)
+            self._client.hold(HOLD_CLOSED)
+            self._client.close()
+
+    # --- handshake and authentication ---
+
+    async def _greet(self) -> Greeted | None:
+        """Everything up to connection.open; None where it came to nothing (and was dealt with)."""
+        handshake, client = self._handshake, self._client
+        identity: Identity | None = None
+        login: Login | None = None
+        tuned = Tuned(0, 0, 0)
+        accepted = False
+        while True:
+            match handshake.next_event():
+                case None:
+                    data = await client.receive()
+                    if not data:
+                        self._gone(accepted=accepted)
+                        return None
+                    if not accepted:
+                        accepted = True
+                        self._lines.accepted()
+                    handshake.feed(data)
+                case Send(data):
+                    client.transport.write(data)
+                case Login() as login:
+                    identity = await self._authenticate(login)
+                    if identity is None:
+                        return None
+                case Tuned() as tuned:
+                    pass
+                case Open(vhost):
+                    if identity is not None and login is not None:
+                        return Greeted(identity, login, tuned, vhost)
+                case Closed(reply):
+                    client.transport.write(reply)
+                    self._lines.ended(orderly=True)
+                    return None
+                case Fail() as fail:
+                    await self._fail(fail)
+                    return None
+
+    def _gone(self, *, accepted: bool) -> None:
+        if accepted:
+            self._lines.ended(orderly=False)
+        else:
+            self._lines.probed()
+
+    async def _authenticate(self, login: Login) -> Identity | None:
+        if login.client_name:
+            self._lines.client_name(login.client_name)
+        result = await self._gate.engine.login(login.credentials, self._peer)
+        if isinstance(result, LoginRefused):
+            self._lines.login_failed(login.credentials.username, result.reason)
+            await self._fail(self._handshake.refuse_login(result.reason))
+            return None
+        self._lines.authenticated(result.username)
+        self._client.transport.write(self._handshake.accept_login())
+        return result
+
+    async def _fail(self, fail: Fail) -> None:
+        """End a handshake the way RabbitMQ does: told at once, or after a silence, or not."""
+        self._lines.failed(fail)
+        client = self._client
+        if fail.reply is not None and not client.lost:
+            client.transport.write(fail.reply)
+        if fail.await_close_ok:
+            try:
+                async with asyncio.timeout(fail.grace):
+                    await self._await_close_ok()
+            except TimeoutError:
+                pass
+        elif fail.silent_delay:
+            client.hold(HOLD_CLOSED)
+            await asyncio.sleep(fail.silent_delay)
+
+    async def _await_close_ok(self) -> None:
+        while True:
+            event = self._handshake.next_event()
+            if isinstance(event, Closed):
+                self._client.transport.write(event.reply)
+                return
+            if isinstance(event, Send):
+                self._client.transport.write(event.data)
+            elif isinstance(event, Fail):
+                return
+            elif event is None:
+                data = await self._client.receive()
+                if not data:
+                    return
+                self._handshake.feed(data)
+
+    # --- the vhost ---
+
+    async def _authorise(self, greeted: Greeted) -> Live | None:
+        """RabbitMQ's order: the vhost exists, its limit, the user's limit, access."""
+        gate, vhost, user = self._gate, greeted.vhost, greeted.identity.username
+        refusal = self._limits(vhost, user)
+        if refusal is not None:
+            await self._refuse_open(refusal)
+            return None
+        live = Live(self._number, self._peer, user, vhost)
+        gate.registry.add(live)  # at once, so that two logins cannot share the last place
+        try:
+            error = await self._vhost_access(greeted)
+        except BaseException:
+            gate.registry.remove(live)
+            raise
+        if error is not None:
+            gate.registry.remove(live)
+            await self._refuse_open(error)
+            return None
+        return live
+
+    def _limits(self, vhost: bytes, user: bytes) -> AmqpError | None:
+        gate = self._gate
+        shown_vhost, shown_user = printable(vhost), printable(user)
+        if gate.store.vhost(vhost) is None:
+            return _not_allowed(b"vhost %b not found" % shown_vhost)
+        limit = gate.store.vhost_limits(vhost).max_connections
+        if limit is not None and gate.registry.vhost_count(vhost) >= limit:
+            text = b"access to vhost '%b' refused for user '%b': connection limit (%d) is reached"
+            return _not_allowed(text % (shown_vhost, shown_user, limit))
+        limit = gate.store.user_limits(user).max_connections
+        if limit is not None and gate.registry.user_count(user) >= limit:
+            text = b"connection refused for user '%b': user connection limit (%d) is reached"
+            return _not_allowed(text % (shown_user, limit))
+        return None
+
+    async def _vhost_access(self, greeted: Greeted) -> AmqpError | None:
+        identity, vhost = greeted.identity, greeted.vhost
+        decision = await self._gate.engine.vhost_access(identity, vhost, self._peer)
+        if decision.allowed:
+            return None
+        if decision.crashed:
+            return AmqpError(ReplyCode.INTERNAL_ERROR)
+        return vhost_refused(vhost, identity.username, decision)
+
+    async def _refuse_open(self, error: AmqpError) -> None:
+        await self._fail(self._handshake.refuse_open(error.code, error.explanation))
+
+    # --- the broker ---
+
+    async def _connect_upstream(self, greeted: Greeted, live: Live) -> UpstreamConnection | None:
+        """Log in at the broker; then make sure that the grant still stands."""
+        gate = self._gate
+        link = gate.upstreams.route(greeted.vhost)
+        epoch = gate.epoch.value
+        try:
+            if link is None:
+                raise UpstreamUnavailableError("no upstream serves this vhost")  # noqa: TRY301
+            upstream = await self._log_in(link, greeted)
+        except UpstreamUnavailableError as error:
+            self._lines.upstream_failed(str(error))
+            forced = AmqpError(ReplyCode.CONNECTION_FORCED, b"upstream broker is unavailable")
+            await self._refuse_open(forced)
+            return None
+        except UpstreamRefusedError as error:
+            self._lines.upstream_failed(str(error))
+            await self._refuse_open(self._translated(error.refused, link, greeted))
+            return None
+        refusal = live.doomed
+        if refusal is None and gate.epoch.value != epoch:
+            refusal = await self._vhost_access(greeted)
+        if refusal is None and not self._client.lost:
+            return upstream
+        upstream.endpoint.abort()
+        if refusal is not None:
+            await self._refuse_open(refusal)
+        return None
+
+    async def _log_in(self, link: UpstreamLink, greeted: Greeted) -> UpstreamConnection:
+        login, tuned, user = greeted.login, greeted.tuned, greeted.identity.username
+        where = f"{self._peer.host}:{self._peer.port}"
+        properties = upstream_properties(
+            login.client_properties,
+            {"user": user, "peer": where, "version": __version__},
+            user + b"@" + where.encode(),
+        )
+        return await link.connect(
+            greeted.vhost,
+            login.credentials,
+            properties,
+            (tuned.channel_max, tuned.frame_max, tuned.heartbeat),
+            self._peer,
+        )
+
+    @staticmethod
+    def _translated(refused: Refused, link: UpstreamLink | None, greeted: Greeted) -> AmqpError:
+        """The broker's refusal in the client's terms."""
+        user = printable(greeted.identity.username)
+        if refused.stage is not Stage.OPEN or link is None:
+            if link is not None and link.settings.credentials == "client":
+                text = b"access to vhost '%b' refused for user '%b' by the upstream broker"
+                return _not_allowed(text % (printable(greeted.vhost), user))
+            return AmqpError(ReplyCode.INTERNAL_ERROR, b"upstream broker refused the connection")
+        try:
+            code = ReplyCode(refused.code)
+        except ValueError:
+            code = ReplyCode.INTERNAL_ERROR
+        explanation = refused.text.removeprefix(code.name.encode() + b" - ")
+        ours = b"user '%b'" % link.settings.username
+        return AmqpError(code, explanation.replace(ours, b"user '%b'" % user))
+
+    # --- the session ---
+
+    async def _pump(self, greeted: Greeted, live: Live, upstream: UpstreamConnection) -> None:
+        gate, lines, identity = self._gate, self._lines, greeted.identity
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[bool] = loop.create_future()
+        authority = Authority(
+            engine=gate.engine,
+            exchanges=gate.exchanges,
+            epoch=gate.epoch,
+            owner=gate.owner,
+            identity=identity,
+            vhost=greeted.vhost,
+            peer=self._peer,
+            lines=lines,
+        )
+        link = gate.upstreams.route(greeted.vhost)
+        session = Session(
+            Context(
+                vhost=greeted.vhost,
+                username=identity.username,
+                impersonator="impersonator" in identity.tags,
+                max_message_size=gate.settings.limits.max_message_size,
+                service_user=link.settings.username if link is not None else None,
+            ),
+            authority,
+            gate.epoch,
+            frame_max=greeted.tuned.frame_max,
+            channel_max=greeted.tuned.channel_max,
+            user_channels=gate.store.user_limits(identity.username).max_channels,
+            cancel_notify=b"consumer_cancel_notify" in greeted.login.capabilities,
+        )
+
+        def end(orderly: bool) -> None:
+            if not ended.done():
+                ended.set_result(orderly)
+
+        pump = Pump(session, self._client, upstream.endpoint, end)
+
+        def force(error: AmqpError) -> None:
+            lines.forced(error.explanation.decode("utf-8", "replace"))
+            pump.close(error)
+
+        authority.resume = pump.resume
+        live.close = force
+        self._client.transport.write(self._handshake.accept_open())
+        lines.opened(greeted.vhost)
+        pump.start(self._handshake.leftover(), upstream.first)
+        lines.ended(orderly=await ended)
+
+
+def _not_allowed(explanation: bytes) -> AmqpError:
+    return AmqpError(ReplyCode.NOT_ALLOWED, explanation, 10, 40)

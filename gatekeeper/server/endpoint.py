@@ -1,0 +1,216 @@
+"""One socket, read into a buffer that all connections of the event loop share.
+
+Strategy (DESIGN section 3): bytes land in one large buffer, the consumer walks them in place
+and says how far it got; only what is left of an incomplete unit is copied to the connection.
+An idle connection owns no buffer. That is sound because the loop calls ``get_buffer``, reads,
+and calls ``buffer_updated`` without anything in between, for TCP and for TLS.
+
+Before a consumer is set, bytes collect in a small inbox, which :meth:`Endpoint.receive` empties:
+the handshakes are read that way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+BUFFER_SIZE = 256 * 1024
+INBOX_LIMIT = 64 * 1024
+"""Bytes that may wait unread during a handshake before reading stops."""
+WRITE_HIGH, WRITE_LOW = 512 * 1024, 128 * 1024
+"""Write buffer marks, in bytes: the other side is not read from between high and low."""
+
+Consumer = Callable[[bytearray, int, int], int]
+"""Takes a buffer, a start and an end; answers up to which offset it is done."""
+
+
+class SharedBuffer:
+    """The receive buffer of one event loop."""
+
+    __slots__ = ("data", "view")
+
+    def __init__(self, size: int = BUFFER_SIZE) -> None:
+        self.data = bytearray(size)
+        self.view = memoryview(self.data)
+
+
+class Endpoint(asyncio.BufferedProtocol):
+    """One peer. ``on_lost`` and ``on_writable`` are set by whoever has taken the endpoint over.
+
+    Reading stops for as long as any reason given to :meth:`hold` has not been released.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_consumer",
+        "_held",
+        "_inbox",
+        "_paused",
+        "_private",
+        "_tail",
+        "_waiter",
+        "error",
+        "lost",
+        "on_lost",
+        "on_writable",
+        "ready",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, buffer: SharedBuffer, ready: Callable[[Endpoint], None] | None = None):
+        self._buffer = buffer
+        self._private: SharedBuffer | None = None
+        self._tail: bytes | bytearray = b""
+        self._inbox = bytearray()
+        self._consumer: Consumer | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._held = 0
+        self._paused = False
+        self.ready = ready
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
+        self.lost = False
+        self.error: Exception | None = None
+        self.writable = True
+        self.on_lost: Callable[[Exception | None], None] | None = None
+        self.on_writable: Callable[[bool], None] | None = None
+
+    # --- called by the event loop ---
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        if self.ready is not None:
+            self.ready(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        buffer = self._private or self._buffer
+        n = len(self._tail)
+        if n:
+            if n * 2 > len(buffer.data):
+                # A single frame that outgrows the shared buffer (frame_max is that large).
+                buffer = self._private = SharedBuffer(n * 4)
+            buffer.data[:n] = self._tail
+            return buffer.view[n:]
+        return buffer.view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        buffer = self._private or self._buffer
+        if self._consumer is not None:
+            self._feed(buffer, len(self._tail) + nbytes)
+            return
+        self._inbox += buffer.view[:nbytes]
+        if len(self._inbox) >= INBOX_LIMIT:
+            self.hold(HOLD_INBOX)
+        self._wake()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self.error = exc
+        self._wake()
+        if self.on_lost is not None:
+            self.on_lost(exc)
+        self.on_lost = self.on_writable = self._consumer = None
+
+    def pause_writing(self) -> None:
+        self.writable = False
+        if self.on_writable is not None:
+            self.on_writable(False)
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        if self.on_writable is not None:
+            self.on_writable(True)
+
+    # --- handshake: read by hand ---
+
+    async def receive(self) -> bytes:
+        """The bytes that have come, at least one; ``b""`` once the peer is gone."""
+        while not self._inbox:
+            if self.lost:
+                return b""
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        data = bytes(self._inbox)
+        self._inbox.clear()
+        self.release(HOLD_INBOX)
+        return data
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # --- session: consumed in place ---
+
+    def consume(self, consumer: Consumer, first: bytes) -> None:
+        """From now on ``consumer`` takes the bytes; ``first`` are those already read."""
+        self._consumer = consumer
+        data = first + bytes(self._inbox)
+        self._inbox = bytearray()
+        self.release(HOLD_INBOX)
+        self._tail = data
+        if data:
+            self.refeed()
+
+    def refeed(self) -> None:
+        """Offer what was left over again (an answer that it waited for has come)."""
+        n = len(self._tail)
+        if n and not self.lost and self._consumer is not None:
+            buffer = SharedBuffer(n) if n > len(self._buffer.data) else self._buffer
+            buffer.data[:n] = self._tail
+            self._feed(buffer, n)
+
+    def _feed(self, buffer: SharedBuffer, end: int) -> None:
+        consumer = self._consumer
+        if consumer is None:
+            return
+        self._tail = b""
+        done = consumer(buffer.data, 0, end)
+        if done < end:
+            self._tail = buffer.data[done:end]
+        elif self._private is not None:
+            self._private = None
+
+    def hold(self, reason: int) -> None:
+        """Stop reading, for ``reason`` (one of the HOLD constants)."""
+        self._held |= reason
+        if not self._paused and not self.lost:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def release(self, reason: int) -> None:
+        if self._held & reason:
+            self._held &= ~reason
+            if not self._held and self._paused and not self.lost:
+                self._paused = False
+                self.transport.resume_reading()
+
+    def send(self, chunks: list[bytes | bytearray]) -> None:
+        """Write the chunks in one go and clear the list. The chunks must not change any more."""
+        if not self.lost and not self.transport.is_closing():
+            self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        chunks.clear()
+
+    def close(self, linger: float = 5.0) -> None:
+        """Close when what is written has gone out, or by force after ``linger`` seconds."""
+        if self.lost:
+            return
+        self.transport.close()
+        asyncio.get_running_loop().call_later(linger, self.abort)
+
+    def abort(self) -> None:
+        if not self.lost:
+            self.transport.abort()
+
+
+HOLD_INBOX = 1
+HOLD_STALLED = 2  # the next frame waits for an answer
+HOLD_PRESSURE = 4  # the other side takes no more
+HOLD_CLOSED = 8  # nothing more will be read

@@ -1,0 +1,225 @@
+"""Is this a topic exchange? Does it exist? Asked of the broker where the gate cannot know.
+
+DESIGN section 5: an active ``exchange.declare`` that can never create anything (type topic,
+internal, and an alternate-exchange argument of a wrong type) is always refused, and the text of
+the refusal tells. Answers are kept for seconds, declares and deletes that pass through the gate
+change them, and where an answer "not a topic" had let anything pass, its end bumps the epoch,
+so no approval outlives what it was built on. An unknown exchange counts as a topic exchange.
+
+RabbitMQ: ``rabbit_exchange:assert_equivalence`` compares the type first; the wrong argument
+type is only looked at for a new exchange (``rabbit_misc:r_arg``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from gatekeeper.errors import GatekeeperError
+from gatekeeper.policy.epoch import Epoch
+from gatekeeper.protocol import wire
+from gatekeeper.protocol.layouts import encode
+from gatekeeper.protocol.stream import FrameBuffer
+from gatekeeper.server.tasks import Owner
+from gatekeeper.server.upstreams import UpstreamConnection, Upstreams, say_goodbye
+
+KEEP: Final = 5.0
+"""Seconds for which an answer holds."""
+ANSWER_TIMEOUT: Final = 5.0
+IDLE: Final = 30.0
+"""Seconds after which an idle asking connection is closed."""
+BOUND: Final = 10_000
+"""Answers kept at most."""
+
+
+class ExchangeKind(enum.Enum):
+    TOPIC = "topic"
+    OTHER = "other"
+    MISSING = "missing"
+    UNKNOWN = "unknown"
+
+
+PREDECLARED: Final = {
+    b"amq.direct": ExchangeKind.OTHER,
+    b"amq.fanout": ExchangeKind.OTHER,
+    b"amq.headers": ExchangeKind.OTHER,
+    b"amq.match": ExchangeKind.OTHER,
+    b"amq.topic": ExchangeKind.TOPIC,
+    b"amq.rabbitmq.trace": ExchangeKind.TOPIC,
+}
+
+
+class _Prober:
+    """A connection of the gate's own to one vhost; one question at a time."""
+
+    def __init__(self, upstreams: Upstreams, vhost: bytes) -> None:
+        self._upstreams = upstreams
+        self._vhost = vhost
+        self._lock = asyncio.Lock()
+        self._connection: UpstreamConnection | None = None
+        self._frames = FrameBuffer()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def ask(self, exchange: bytes) -> ExchangeKind:
+        async with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            for attempt in (1, 2):
+                fresh = self._connection is None
+                try:
+                    async with asyncio.timeout(ANSWER_TIMEOUT):
+                        return await self._ask(exchange)
+                except (TimeoutError, GatekeeperError, wire.WireError):
+                    self._drop()
+                    if fresh or attempt == 2:
+                        return ExchangeKind.UNKNOWN
+                finally:
+                    loop = asyncio.get_running_loop()
+                    self._timer = loop.call_later(IDLE, self._drop)
+        return ExchangeKind.UNKNOWN
+
+    async def _ask(self, exchange: bytes) -> ExchangeKind:
+        if self._connection is None:
+            link = self._upstreams.route(self._vhost)
+            if link is None or not link.has_service_account:
+                return ExchangeKind.UNKNOWN
+            self._connection = await link.service(self._vhost, "exchange types")
+            self._frames = FrameBuffer()
+            self._frames.feed(self._connection.first)
+        endpoint = self._connection.endpoint
+        table = wire.table([(b"alternate-exchange", ("t", True))])
+        question = encode(1, (40, 10), (0, exchange, b"topic", 0b1000, table))
+        endpoint.transport.write(wire.method(1, 20, 10, b"\0") + question)
+        while True:
+            frame = self._frames.next(131072)
+            if frame is None:
+                data = await endpoint.receive()
+                if not data:
+                    raise wire.WireError("the broker closed the connection")
+                self._frames.feed(data)
+                continue
+            ids = frame.payload[:4]
+            if frame.type != wire.FRAME_METHOD or ids == b"\0\x14\0\x0b":
+                continue
+            if ids != b"\0\x14\0\x28":
+                raise wire.WireError("the broker answered something else")
+            endpoint.transport.write(wire.method(1, 20, 41))
+            return _meaning(frame.payload[7 : 7 + frame.payload[6]])
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.endpoint.abort()
+            self._connection = None
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await say_goodbye(connection.endpoint)
+
+
+def _meaning(text: bytes) -> ExchangeKind:
+    if b"inequivalent arg 'type'" in text:
+        return ExchangeKind.OTHER
+    if b"inequivalent arg" in text:
+        return ExchangeKind.TOPIC
+    if b"invalid type" in text or b"reserved prefix" in text:
+        return ExchangeKind.MISSING
+    return ExchangeKind.UNKNOWN
+
+
+class Exchanges:
+    """The answers, for all vhosts; implements ``policy.ports.ExchangeTypes``."""
+
+    def __init__(
+        self, upstreams: Upstreams, epoch: Epoch, on_error: Callable[[BaseException], None]
+    ) -> None:
+        self._upstreams = upstreams
+        self._epoch = epoch
+        self._owner = Owner(on_error)
+        self._known: dict[tuple[bytes, bytes], ExchangeKind] = {}
+        self._relied: set[tuple[bytes, bytes]] = set()
+        self._asking: dict[tuple[bytes, bytes], asyncio.Task[ExchangeKind]] = {}
+        self._probers: dict[bytes, _Prober] = {}
+
+    def is_topic(self, vhost: bytes, exchange: bytes) -> bool | Awaitable[bool]:
+        kind = self._kind(vhost, exchange)
+        if kind is None:
+            return self._is_topic_later(vhost, exchange)
+        return self._topic(vhost, exchange, kind)
+
+    async def _is_topic_later(self, vhost: bytes, exchange: bytes) -> bool:
+        return self._topic(vhost, exchange, await self._ask(vhost, exchange))
+
+    def _topic(self, vhost: bytes, exchange: bytes, kind: ExchangeKind) -> bool:
+        if kind is not ExchangeKind.OTHER:
+            return True
+        if exchange not in PREDECLARED:
+            self._relied.add((vhost, exchange))
+        return False
+
+    def exists(self, vhost: bytes, exchange: bytes) -> bool | Awaitable[bool]:
+        """Does it exist? Where the broker does not tell: yes, so that a refusal stays one."""
+        kind = self._kind(vhost, exchange)
+        if kind is None:
+            return self._exists_later(vhost, exchange)
+        return True
+
+    async def _exists_later(self, vhost: bytes, exchange: bytes) -> bool:
+        return await self._ask(vhost, exchange) is not ExchangeKind.MISSING
+
+    def _kind(self, vhost: bytes, exchange: bytes) -> ExchangeKind | None:
+        return PREDECLARED.get(exchange) or self._known.get((vhost, exchange))
+
+    async def _ask(self, vhost: bytes, exchange: bytes) -> ExchangeKind:
+        key = (vhost, exchange)
+        task = self._asking.get(key)
+        if task is None:
+            prober = self._probers.get(vhost)
+            if prober is None:
+                prober = self._probers[vhost] = _Prober(self._upstreams, vhost)
+            task = self._asking[key] = self._owner.start(self._learn(key, prober))
+        return await asyncio.shield(task)
+
+    async def _learn(self, key: tuple[bytes, bytes], prober: _Prober) -> ExchangeKind:
+        try:
+            kind = await prober.ask(key[1])
+        finally:
+            self._asking.pop(key, None)
+        if kind in (ExchangeKind.TOPIC, ExchangeKind.OTHER):
+            self._keep(key, kind)
+        return kind
+
+    def _keep(self, key: tuple[bytes, bytes], kind: ExchangeKind) -> None:
+        if len(self._known) >= BOUND:
+            for old in list(self._known):
+                self._forget(old)
+        self._known[key] = kind
+        asyncio.get_running_loop().call_later(KEEP, self._forget, key)
+
+    def _forget(self, key: tuple[bytes, bytes]) -> None:
+        self._known.pop(key, None)
+        if key in self._relied:
+            self._relied.discard(key)
+            self._epoch.bump()
+
+    def declared(self, vhost: bytes, exchange: bytes, kind: bytes) -> None:
+        """The broker has confirmed a declare: the type it has now is certain."""
+        key = (vhost, exchange)
+        if key in self._relied or key in self._known:
+            self._forget(key)
+            self._keep(key, ExchangeKind.TOPIC if kind == b"topic" else ExchangeKind.OTHER)
+
+    def forgotten(self, vhost: bytes, exchange: bytes) -> None:
+        """It may be gone, or be another: what was known of it no longer counts."""
+        self._forget((vhost, exchange))
+
+    async def close(self) -> None:
+        await self._owner.close()
+        for prober in self._probers.values():
+            with contextlib.suppress(Exception):
+                await prober.close()

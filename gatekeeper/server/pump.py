@@ -1,0 +1,182 @@
+"""Moves bytes between two endpoints and a session. It never reads AMQP.
+
+Everything here is synchronous and short: a chunk comes in, the session says what is to be sent,
+it is sent. Backpressure: one side is not read from while the other cannot take more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from gatekeeper.errors import AmqpError, ReplyCode
+from gatekeeper.protocol.session import Session
+from gatekeeper.protocol.states import State
+from gatekeeper.server.endpoint import (
+    HOLD_CLOSED,
+    HOLD_PRESSURE,
+    HOLD_STALLED,
+    Endpoint,
+)
+
+DRAIN_TIMEOUT = 5.0
+"""Seconds for the broker to answer what came before a client's error."""
+CLOSE_OK_TIMEOUT = 10.0
+"""Seconds for the client to answer a connection.close before its socket is closed."""
+FATAL_DELAY = 3.0
+"""Seconds that RabbitMQ waits after a broken frame stream (SILENT_CLOSE_DELAY)."""
+
+
+class Pump:
+    """One running connection. ``ended`` is called once, with True if the end was orderly."""
+
+    def __init__(
+        self,
+        session: Session,
+        client: Endpoint,
+        broker: Endpoint,
+        ended: Callable[[bool], None],
+    ) -> None:
+        self.session = session
+        self._client = client
+        self._broker = broker
+        self._ended: Callable[[bool], None] | None = ended
+        self._state = State.RUNNING
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def start(self, from_client: bytes, from_broker: bytes) -> None:
+        """Take both sockets over; the arguments are what the handshakes have read too much."""
+        client, broker = self._client, self._broker
+        client.on_lost, broker.on_lost = self._client_lost, self._broker_lost
+        client.on_writable = self._client_writable
+        broker.on_writable = self._broker_writable
+        if client.lost:
+            self._client_lost(client.error)
+            return
+        broker.consume(self._from_broker, from_broker)
+        client.consume(self._from_client, from_client)
+        if broker.lost:
+            self._broker_lost(broker.error)
+
+    # --- bytes ---
+
+    def _from_client(self, buf: bytearray, pos: int, end: int) -> int:
+        session = self.session
+        done = session.client_data(buf, pos, end)
+        self._flush()
+        if session.client_stalled:
+            self._client.hold(HOLD_STALLED)
+        else:
+            self._client.release(HOLD_STALLED)
+        return done
+
+    def _from_broker(self, buf: bytearray, pos: int, end: int) -> int:
+        session = self.session
+        done = session.broker_data(buf, pos, end)
+        self._flush()
+        if session.broken is not None:
+            self._give_up(session.broken)
+            return end
+        if session.broker_stalled:
+            self._broker.hold(HOLD_STALLED)
+        else:
+            self._broker.release(HOLD_STALLED)
+        if session.client_stalled:
+            # What it waits for may just have come. Not now: the shared buffer is in use.
+            self._loop.call_soon(self._client.refeed)
+        return done
+
+    def _flush(self) -> None:
+        session = self.session
+        if session.to_broker:
+            self._broker.send(session.to_broker)
+        if session.to_client:
+            self._client.send(session.to_client)
+        if session.state is not self._state:
+            self._moved(session.state)
+
+    def resume(self) -> None:
+        """An answer has come: judge again what waited for it."""
+        self._loop.call_soon(self._refeed)
+
+    def _refeed(self) -> None:
+        if self.session.client_stalled:
+            self._client.refeed()
+        if self.session.broker_stalled:
+            self._broker.refeed()
+
+    # --- backpressure ---
+
+    def _client_writable(self, writable: bool) -> None:
+        self._press(self._broker, writable=writable)
+
+    def _broker_writable(self, writable: bool) -> None:
+        self._press(self._client, writable=writable)
+
+    @staticmethod
+    def _press(source: Endpoint, *, writable: bool) -> None:
+        if writable:
+            source.release(HOLD_PRESSURE)
+        else:
+            source.hold(HOLD_PRESSURE)
+
+    # --- ends ---
+
+    def _moved(self, state: State) -> None:
+        """The session's state has changed: start the timer, or the end, that belongs to it."""
+        self._state = state
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        session = self.session
+        if state is State.DRAINING:
+            self._timer = self._loop.call_later(DRAIN_TIMEOUT, self._drained)
+        elif state is State.TOLD:
+            # Nothing more of the broker's can be for this client.
+            self._broker.close(1.0)
+            fatal = session.fatal
+            self._timer = self._loop.call_later(
+                FATAL_DELAY if fatal else CLOSE_OK_TIMEOUT, self._finish
+            )
+            self._client.release(HOLD_STALLED | HOLD_PRESSURE)
+            self._loop.call_soon(self._client.refeed)
+        elif state in (State.CLIENT_CLOSING, State.BROKER_CLOSING):
+            self._timer = self._loop.call_later(CLOSE_OK_TIMEOUT, self._finish)
+        elif state is State.DONE:
+            if session.abort:
+                self._client.abort()
+            self._finish()
+
+    def _drained(self) -> None:
+        self.session.tell()
+        self._flush()
+
+    def _give_up(self, reason: str) -> None:
+        self.close(AmqpError(ReplyCode.INTERNAL_ERROR, f"upstream broker: {reason}".encode()))
+
+    def close(self, error: AmqpError) -> None:
+        """End the connection from the gate's side: the client is told, the broker dropped."""
+        self.session.close(error)
+        self._flush()
+
+    def _client_lost(self, _error: Exception | None) -> None:
+        self._finish()
+
+    def _broker_lost(self, _error: Exception | None) -> None:
+        if self._ended is None:
+            return
+        self.session.broker_lost(b"upstream broker connection lost")
+        self._flush()
+
+    def _finish(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        orderly = self.session.state is not State.RUNNING
+        for endpoint in (self._client, self._broker):
+            endpoint.hold(HOLD_CLOSED)
+            endpoint.close()
+        ended(orderly)

@@ -1,0 +1,85 @@
+"""Live connections: who is connected where, counted for limits, closed on revocation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from gatekeeper.errors import AmqpError, ReplyCode, printable
+from gatekeeper.model import Peer
+
+
+@dataclass(eq=False, slots=True)
+class Live:
+    """One connection from connection.open on.
+
+    close: ends it with the error; until the session runs, ``doomed`` keeps the error instead.
+    """
+
+    number: int
+    peer: Peer
+    user: bytes
+    vhost: bytes
+    doomed: AmqpError | None = None
+    close: Callable[[AmqpError], None] | None = field(default=None, repr=False)
+
+    def end(self, error: AmqpError) -> None:
+        if self.close is not None:
+            self.close(error)
+        else:
+            self.doomed = error
+
+
+class Registry:
+    def __init__(self) -> None:
+        self._live: set[Live] = set()
+        self._users: Counter[bytes] = Counter()
+        self._vhosts: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Live]:
+        return iter(tuple(self._live))
+
+    def user_count(self, user: bytes) -> int:
+        return self._users[user]
+
+    def vhost_count(self, vhost: bytes) -> int:
+        return self._vhosts[vhost]
+
+    def add(self, live: Live) -> None:
+        self._live.add(live)
+        self._users[live.user] += 1
+        self._vhosts[live.vhost] += 1
+
+    def remove(self, live: Live) -> None:
+        if live in self._live:
+            self._live.discard(live)
+            _less(self._users, live.user)
+            _less(self._vhosts, live.vhost)
+
+    def user_deleted(self, user: bytes) -> int:
+        """RabbitMQ closes a deleted user's connections (``rabbit_connection_tracking``)."""
+        return self._end(lambda live: live.user == user, b"user '%b' is deleted" % printable(user))
+
+    def vhost_deleted(self, vhost: bytes) -> int:
+        text = b"vhost '%b' is deleted" % printable(vhost)
+        return self._end(lambda live: live.vhost == vhost, text)
+
+    def shutdown(self) -> int:
+        text = b"broker forced connection closure with reason 'shutdown'"
+        return self._end(lambda _live: True, text)
+
+    def _end(self, which: Callable[[Live], bool], explanation: bytes) -> int:
+        doomed = [live for live in self if which(live)]
+        for live in doomed:
+            live.end(AmqpError(ReplyCode.CONNECTION_FORCED, explanation))
+        return len(doomed)
+
+
+def _less(counter: Counter[bytes], key: bytes) -> None:
+    counter[key] -= 1
+    if counter[key] <= 0:
+        del counter[key]

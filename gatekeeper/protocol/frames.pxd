@@ -1,5 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# cython: cdivision=True, infer_types=False
 # Types for frames.py (Cython's augmenting declarations). The .py is the source of all logic.
 
 cimport cython

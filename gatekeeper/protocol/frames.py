@@ -93,10 +93,11 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
     channel = None
     lane.stop = SLOW
     while True:
-        if end - pos < 8:
+        if end - pos < 7:
             lane.stop = NEED_MORE
             return pos
-        size = (raw[pos + 3] << 24) | (raw[pos + 4] << 16) | (raw[pos + 5] << 8) | raw[pos + 6]
+        size = raw[pos + 3]  # alone: compiled, an octet shifted by 24 would be a negative int
+        size = (size << 24) | (raw[pos + 4] << 16) | (raw[pos + 5] << 8) | raw[pos + 6]
         if size > frame_max:
             return pos
         past = pos + size + 8
@@ -173,7 +174,8 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
             return pos
         if raw[h] != 2 or raw[h + 1] != raw[pos + 1] or raw[h + 2] != raw[pos + 2]:
             return pos
-        size = (raw[h + 3] << 24) | (raw[h + 4] << 16) | (raw[h + 5] << 8) | raw[h + 6]
+        size = raw[h + 3]
+        size = (size << 24) | (raw[h + 4] << 16) | (raw[h + 5] << 8) | raw[h + 6]
         if size < 14 or size > frame_max:
             return pos
         past = h + size + 8
@@ -187,7 +189,8 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
             return pos
         if raw[q + 4] | raw[q + 5] | raw[q + 6] | raw[q + 7]:
             return pos
-        body = (raw[q + 8] << 24) | (raw[q + 9] << 16) | (raw[q + 10] << 8) | raw[q + 11]
+        body = raw[q + 8]
+        body = (body << 24) | (raw[q + 9] << 16) | (raw[q + 10] << 8) | raw[q + 11]
         if body > lane.body_max:
             return pos
         if ((raw[q + 12] << 8) | raw[q + 13]) & flags:
@@ -223,10 +226,11 @@ def scan_broker(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
     frame_max = lane.frame_max
     lane.stop = SLOW
     while True:
-        if end - pos < 8:
+        if end - pos < 7:
             lane.stop = NEED_MORE
             return pos
-        size = (raw[pos + 3] << 24) | (raw[pos + 4] << 16) | (raw[pos + 5] << 8) | raw[pos + 6]
+        size = raw[pos + 3]  # alone: compiled, an octet shifted by 24 would be a negative int
+        size = (size << 24) | (raw[pos + 4] << 16) | (raw[pos + 5] << 8) | raw[pos + 6]
         if size > frame_max:
             return pos
         past = pos + size + 8

@@ -1,0 +1,328 @@
+"""A session between scripted client bytes and a simulated broker, for tests of the pure rooms.
+
+The broker answers what RabbitMQ would answer to operations that it allows, in order. Policy is
+a set of refused names. Nothing here opens a socket.
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from gatekeeper.errors import AmqpError
+from gatekeeper.model import Access, AnyAccess, Check, Decision, TopicAccess
+from gatekeeper.policy.epoch import Epoch
+from gatekeeper.protocol import session as session_module
+from gatekeeper.protocol import wire
+from gatekeeper.protocol.checks import Context
+from gatekeeper.protocol.layouts import decode, encode
+from gatekeeper.protocol.session import Session
+from gatekeeper.protocol.states import State
+
+OPEN = wire.method
+
+
+def frames(data: bytes) -> list[tuple[int, int, bytes]]:
+    """(type, channel, payload) of each frame; fails on anything incomplete."""
+    out = []
+    pos = 0
+    while pos < len(data):
+        kind, channel, size = struct.unpack_from(">BHI", data, pos)
+        assert data[pos + 7 + size] == 0xCE, "not at a frame boundary"
+        out.append((kind, channel, bytes(data[pos + 7 : pos + 7 + size])))
+        pos += size + 8
+    assert pos == len(data)
+    return out
+
+
+def ids(payload: bytes) -> tuple[int, int]:
+    return struct.unpack_from(">HH", payload)
+
+
+def call(channel: int, name: tuple[int, int], *fields: int | bytes) -> bytes:
+    return encode(channel, name, fields)
+
+
+def open_channel(channel: int) -> bytes:
+    return call(channel, (20, 10), b"")
+
+
+def publish(
+    channel: int,
+    exchange: bytes = b"ok",
+    key: bytes = b"k",
+    body: bytes = b"hello",
+    *,
+    properties: bytes = b"\x10\x00\x02",
+    bits: int = 0,
+    parts: int = 1,
+) -> bytes:
+    """A whole publish: method, header, body in ``parts`` frames."""
+    data = call(channel, (60, 40), 0, exchange, key, bits)
+    header = struct.pack(">HHQ", 60, 0, len(body)) + properties
+    data += wire.frame(2, channel, header)
+    size = max(1, -(-len(body) // parts))
+    for at in range(0, len(body), size):
+        data += wire.frame(3, channel, body[at : at + size])
+    return data
+
+
+ANSWERS: dict[tuple[int, int], Callable[[tuple[int | bytes, ...]], tuple[int | bytes, ...]]] = {
+    (20, 10): lambda _f: (b"",),
+    (20, 20): lambda f: (f[0],),
+    (20, 40): lambda _f: (),
+    (40, 10): lambda _f: (),
+    (40, 20): lambda _f: (),
+    (40, 30): lambda _f: (),
+    (50, 20): lambda _f: (),
+    (50, 30): lambda _f: (0,),
+    (50, 40): lambda _f: (0,),
+    (50, 50): lambda _f: (),
+    (60, 10): lambda _f: (),
+    (60, 30): lambda f: (f[0],),
+    (60, 70): lambda _f: (b"",),
+    (60, 110): lambda _f: (),
+    (85, 10): lambda _f: (),
+    (90, 10): lambda _f: (),
+    (90, 20): lambda _f: (),
+    (90, 30): lambda _f: (),
+    (10, 50): lambda _f: (),
+}
+NOWAIT = {(40, 10): 16, (40, 20): 2, (40, 30): 1, (40, 40): 1, (50, 10): 16, (50, 20): 1}
+NOWAIT |= {(50, 30): 1, (50, 40): 4, (60, 20): 8, (60, 30): 1, (85, 10): 1}
+
+
+@dataclass
+class Broker:
+    """Answers in order; remembers all that it was sent."""
+
+    received: bytearray = field(default_factory=bytearray)
+    methods: list[tuple[int, tuple[int, int], tuple[int | bytes, ...]]] = field(
+        default_factory=list
+    )
+    _rest: bytes = b""
+    _names: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+
+    def answer(self, data: bytes) -> bytes:
+        self.received += data
+        out = b""
+        for kind, channel, payload in frames(data):
+            if kind != 1:
+                continue
+            name = ids(payload)
+            fields = decode(channel, name, payload[4:])
+            self.methods.append((channel, name, fields))
+            out += self._reply(channel, name, fields)
+        return out
+
+    def _reply(self, channel: int, name: tuple[int, int], fields: tuple[int | bytes, ...]) -> bytes:
+        bits = next((f for f in reversed(fields) if isinstance(f, int)), 0)
+        if bits & NOWAIT.get(name, 0) and not (name == (60, 30) and not bits):
+            return b""
+        if name == (50, 10):
+            queue = fields[1] or b"amq.gen-%022d" % next(self._names)
+            return call(channel, (50, 11), queue, 0, 0)
+        if name == (60, 20):
+            return call(channel, (60, 21), fields[2] or b"amq.ctag-%d" % next(self._names))
+        if name == (40, 40):
+            return call(channel, (40, 51))
+        if name == (60, 70):
+            return call(channel, (60, 72), b"")
+        maker = ANSWERS.get(name)
+        return b"" if maker is None else call(channel, (name[0], name[1] + 1), *maker(fields))
+
+
+@dataclass
+class Policy:
+    """Refuses what mentions a name in ``denied``; ``topics``: exchanges with a topic rule."""
+
+    denied: set[bytes] = field(default_factory=lambda: {b"no"})
+    topics: set[bytes] = field(default_factory=set)
+    missing: set[bytes] = field(default_factory=set)
+    slow: bool = False
+    asked: list[Check] = field(default_factory=list)
+    log: list[tuple[int, AmqpError]] = field(default_factory=list)
+    learned: list[tuple[bytes, bytes]] = field(default_factory=list)
+    forgotten: list[bytes] = field(default_factory=list)
+    cancelled: list[bytes] = field(default_factory=list)
+    secret: AmqpError | bool = True
+    _ready: set[object] = field(default_factory=set)
+
+    def _late(self, key: object) -> bool:
+        """In slow mode a question is answered only the second time."""
+        if not self.slow or key in self._ready:
+            self._ready.discard(key)
+            return False
+        self._ready.add(key)
+        return True
+
+    def check(self, check: Check) -> Decision | None:
+        if self._late(check):
+            return None
+        self.asked.append(check)
+        match check:
+            case Access(_, _, name) | AnyAccess(_, name):
+                return Decision(not any(bad in name for bad in self.denied))
+            case TopicAccess(_, exchange, key):
+                return Decision(exchange not in self.topics or b"no" not in key)
+
+    def exchange_exists(self, exchange: bytes) -> bool | None:
+        return None if self._late(("exists", exchange)) else exchange not in self.missing
+
+    def topic_rule(self, exchange: bytes) -> bool:
+        return exchange in self.topics
+
+    def update_secret(self, secret: bytes) -> AmqpError | bool | None:
+        return None if self._late("secret") else self.secret
+
+    def exchange_declared(self, exchange: bytes, kind: bytes) -> None:
+        self.learned.append((exchange, kind))
+
+    def exchange_forgotten(self, exchange: bytes) -> None:
+        self.forgotten.append(exchange)
+
+    def refused(self, channel: int, error: AmqpError) -> None:
+        self.log.append((channel, error))
+
+    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None:
+        self.cancelled.append(tag)
+
+
+class Dialogue:
+    """Client bytes in, by chunks; what broker and client got out."""
+
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        context: Context | None = None,
+        scanner: ModuleType | None = None,
+        frame_max: int = 131072,
+        channel_max: int = 2047,
+        user_channels: int | None = None,
+        cancel_notify: bool = True,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.epoch = Epoch()
+        self.broker = Broker()
+        self.client = bytearray()
+        self.scanner = scanner
+        self.session = Session(
+            context or Context(b"/", b"alice"),
+            self.policy,
+            self.epoch,
+            frame_max=frame_max,
+            channel_max=channel_max,
+            user_channels=user_channels,
+            cancel_notify=cancel_notify,
+        )
+        self._tail = b""
+        self._broker_tail = b""
+
+    def send(self, data: bytes, *, sizes: Iterable[int] = (), answer: bool = True) -> None:
+        """Feed client bytes, in chunks of ``sizes`` and then the rest, and let the broker answer."""
+        pos = 0
+        for size in sizes:
+            if pos >= len(data):
+                break
+            self._chunk(data[pos : pos + size], answer=answer)
+            pos += size
+        self._chunk(data[pos:], answer=answer)
+
+    def _chunk(self, data: bytes, *, answer: bool) -> None:
+        self._tail += data
+        for _ in range(2000):
+            before = (len(self._tail), self.session.state, len(self.client))
+            buf = bytearray(self._tail)
+            done = self.session.client_data(buf, 0, len(buf))
+            buf[:] = b"\xff" * len(buf)  # the shared buffer is used again
+            self._tail = self._tail[done:]
+            moved = self.flush(answer=answer)
+            if not moved and before == (len(self._tail), self.session.state, len(self.client)):
+                if not self.session.client_stalled or not self.policy.slow:
+                    return
+                if not self._tail:
+                    return
+        raise AssertionError("the session does not come to rest")
+
+    def flush(self, *, answer: bool = True) -> bool:
+        """Move what waits to be sent; True if there was anything."""
+        session = self.session
+        moved = bool(session.to_broker or session.to_client)
+        self.client += b"".join(session.to_client)
+        session.to_client.clear()
+        out = b"".join(session.to_broker)
+        session.to_broker.clear()
+        reply = self.broker.answer(out)
+        if answer and reply:
+            self.reply(reply)
+        return moved
+
+    def reply(self, data: bytes) -> None:
+        """Bytes from the broker."""
+        session = self.session
+        self._broker_tail += data
+        for _ in range(100):
+            buf = bytearray(self._broker_tail)
+            done = session.broker_data(buf, 0, len(buf))
+            buf[:] = b"\xff" * len(buf)
+            self._broker_tail = self._broker_tail[done:]
+            if not session.broker_stalled:
+                break
+        self.client += b"".join(session.to_client)
+        session.to_client.clear()
+
+    # --- what came out ---
+
+    def to_client(self, channel: int | None = None) -> list[tuple[int, tuple[int, int]]]:
+        return [
+            (number, ids(payload))
+            for kind, number, payload in frames(bytes(self.client))
+            if kind == 1 and channel in (None, number)
+        ]
+
+    def by_channel(self) -> dict[int, list[tuple[int, bytes]]]:
+        out: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        for kind, number, payload in frames(bytes(self.client)):
+            out[number].append((kind, payload))
+        return dict(out)
+
+    def closes(self) -> list[tuple[int, int, bytes, tuple[int, int]]]:
+        """(channel, code, text, ids) of every close that the client got."""
+        out = []
+        for kind, number, payload in frames(bytes(self.client)):
+            if kind == 1 and ids(payload) in ((10, 50), (20, 40)):
+                code, text, class_id, method_id = decode(number, ids(payload), payload[4:])
+                out.append((number, code, text, (class_id, method_id)))
+        return out
+
+    def at_broker(self) -> list[tuple[int, tuple[int, int]]]:
+        return [(channel, name) for channel, name, _ in self.broker.methods]
+
+    def bodies(self) -> list[bytes]:
+        """Content bodies that reached the broker, one per frame."""
+        return [p for kind, _, p in frames(bytes(self.broker.received)) if kind == 3]
+
+    @property
+    def state(self) -> State:
+        return self.session.state
+
+
+def everything_slow(monkeypatch: object) -> None:
+    """Take the fast lane away: every client frame is judged by the readable code."""
+
+    def scan(lane: object, buf: bytearray, pos: int, end: int) -> int:
+        lane.stop = 0  # type: ignore[attr-defined]
+        if end - pos < 7:
+            return pos
+        size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
+        if size <= lane.frame_max and pos + size + 8 > end:  # type: ignore[attr-defined]
+            return pos
+        lane.stop = 1  # type: ignore[attr-defined]
+        return pos
+
+    monkeypatch.setattr(session_module, "scan_client", scan)  # type: ignore[attr-defined]

@@ -1,0 +1,235 @@
+"""The scanner, compiled and plain: the same answers, and the same as without a fast lane.
+
+The readable code judges every frame when the fast lane is taken away; so what it lets through,
+in whatever chunks the bytes come, is the measure of both forms of the scanner.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gatekeeper.protocol import frames as imported
+from gatekeeper.protocol import session as session_module
+from gatekeeper.protocol import wire
+from tests.protocol.dialogue import (
+    Dialogue,
+    Policy,
+    call,
+    everything_slow,
+    open_channel,
+    publish,
+)
+from tests.support.scanner import load_plain
+
+PLAIN = load_plain()
+
+
+def form(module: ModuleType) -> str:
+    return "compiled" if module.COMPILED else "plain"
+
+
+FORMS = [PLAIN] if not imported.COMPILED else [PLAIN, imported]
+both = pytest.mark.parametrize("scanner", FORMS, ids=form)
+
+
+def header_with(*, flags: int, rest: bytes = b"") -> bytes:
+    return flags.to_bytes(2, "big") + rest
+
+
+def script(seed: int) -> bytes:
+    """A random session: mostly sane, with refusals, oddities and a rare protocol error."""
+    rnd = random.Random(seed)
+    data = b"".join(open_channel(n) for n in (1, 2, 3))
+    for _ in range(rnd.randint(5, 60)):
+        n = rnd.choice((1, 1, 1, 2, 3))
+        name = rnd.choice((b"ok", b"ok2", b"t", b"no", b"", b"amq.topic"))
+        kind = rnd.random()
+        if kind < 0.5:
+            data += publish(
+                n,
+                rnd.choice((b"ok", b"ok", b"ok2", b"t", b"")),
+                rnd.choice((b"k", b"k2", b"")),
+                rnd.randbytes(rnd.choice((0, 1, 10, 300))),
+                properties=rnd.choice(
+                    (
+                        b"\x00\x00",
+                        b"\x10\x00\x02",
+                        b"\x10\x01\x02",
+                        b"\x00\x10" + wire.shortstr(b"alice"),
+                        b"\x20\x00" + wire.longstr(wire.table([(b"a", ("t", True))])),
+                    )
+                ),
+                parts=rnd.choice((1, 1, 2, 3)),
+            )
+        elif kind < 0.6:
+            data += call(n, rnd.choice(((60, 80), (60, 90), (60, 120))), rnd.randrange(9), 0)
+        elif kind < 0.65:
+            data += wire.frame(8, 0, b"")
+        elif kind < 0.72:
+            data += call(n, (50, 10), 0, name, rnd.choice((0, 1, 16, 17)), b"")
+        elif kind < 0.78:
+            data += call(n, (60, 70), 0, name, 0)
+        elif kind < 0.84:
+            data += publish(n, name, rnd.choice((b"k", b"no")), parts=2)
+        elif kind < 0.90:
+            data += call(n, (20, 41)) + open_channel(n)
+        elif kind < 0.93:
+            data += call(n, (20, 40), 200, b"", 0, 0) + open_channel(n)
+        elif kind < 0.97:
+            first, second = publish(1), publish(2)
+            cut = len(call(1, (60, 40), 0, b"ok", b"k", 0))
+            data += first[:cut] + second[:cut] + first[cut:] + second[cut:]
+        elif kind < 0.98:
+            data += publish(n, properties=b"\x80")
+        elif kind < 0.99:
+            data += rnd.randbytes(rnd.randint(1, 20))
+        else:
+            data += call(n, (60, 20), 0, b"ok", rnd.choice((b"", b"t")), 0, b"")
+    return data
+
+
+def play(data: bytes, sizes: list[int]) -> Dialogue:
+    dialogue = Dialogue(Policy(topics={b"t"}))
+    dialogue.send(data, sizes=sizes)
+    return dialogue
+
+
+def chunks(seed: int, length: int) -> list[int]:
+    rnd = random.Random(seed)
+    top = rnd.choice((1, 3, 9, 40, 500, 5000))
+    out: list[int] = []
+    while sum(out) < length:
+        out.append(rnd.randint(1, top))
+    return out
+
+
+def use(monkeypatch: pytest.MonkeyPatch, scanner: ModuleType) -> None:
+    """Have the session run on one form of the scanner; its channels stay what they are."""
+    if scanner is not imported and imported.COMPILED:
+        monkeypatch.setattr(session_module, "scan_client", scanner.scan_client)
+        monkeypatch.setattr(session_module, "scan_broker", scanner.scan_broker)
+
+
+@both
+@pytest.mark.parametrize("seed", range(150))
+def test_any_chunking_gives_what_the_readable_code_gives(
+    seed: int, scanner: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = script(seed)
+    with monkeypatch.context() as slow:
+        everything_slow(slow)
+        truth = play(data, [])
+    use(monkeypatch, scanner)
+    whole = play(data, [])
+    parts = play(data, chunks(seed, len(data)))
+    for other in (whole, parts):
+        assert bytes(other.broker.received) == bytes(truth.broker.received)
+        assert other.by_channel() == truth.by_channel()
+        assert other.state == truth.state
+        assert other.session.abort == truth.session.abort
+
+
+@both
+def test_byte_by_byte(scanner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, scanner)
+    data = script(7)
+    assert play(data, [1] * len(data)).broker.received == play(data, []).broker.received
+
+
+@both
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=400))
+def test_any_bytes_are_dealt_with(scanner: ModuleType, data: bytes) -> None:
+    """Neither form raises, passes an incomplete frame or answers an offset out of range."""
+    lane = scanner.Lane(131072, 1 << 29)
+    channel = scanner.Channel()
+    channel.exchanges.add(b"ok")
+    lane.channels[1] = channel
+    for scan in (scanner.scan_client, scanner.scan_broker):
+        for start in (0, len(data) // 2):
+            done = scan(lane, bytearray(data), start, len(data))
+            assert start <= done <= len(data)
+            assert lane.stop in (0, 1)
+
+
+@pytest.mark.skipif(not imported.COMPILED, reason="needs the compiled form beside the plain one")
+@settings(max_examples=500, deadline=None)
+@given(seed=st.integers(0, 10**6), flips=st.lists(st.tuples(st.integers(0), st.integers(0, 255))))
+def test_both_forms_agree_on_mutated_frames(seed: int, flips: list[tuple[int, int]]) -> None:
+    data = bytearray(b"".join(publish(1, parts=1 + seed % 3) for _ in range(4)))
+    for at, value in flips:
+        data[at % len(data)] = value
+    ends = []
+    for scanner in FORMS:
+        lane = scanner.Lane(4096, 1 << 20)
+        channel = scanner.Channel()
+        channel.exchanges.add(b"ok")
+        channel.keys.add(b"\x01t\x01k")
+        lane.channels[1] = channel
+        end = scanner.scan_client(lane, data, 0, len(data))
+        ends.append((end, lane.stop, channel.expect, channel.remaining))
+    assert ends[0] == ends[1]
+
+
+@both
+def test_the_fast_lane_needs_every_part_of_the_unit(scanner: ModuleType) -> None:
+    unit = publish(1)
+    lane = scanner.Lane(131072, 1 << 29)
+    channel = scanner.Channel()
+    channel.exchanges.add(b"ok")
+    lane.channels[1] = channel
+    method = len(call(1, (60, 40), 0, b"ok", b"k", 0))
+    header = method + 8 + 15
+    for cut in range(len(unit)):
+        channel.expect, channel.remaining = 0, 0
+        done = scanner.scan_client(lane, bytearray(unit[:cut]), 0, cut)
+        assert done == (header if cut >= header else 0)
+        assert lane.stop == 0
+
+
+@both
+@pytest.mark.parametrize(
+    "flags", [0x0010, 0x0001, 0x0002, 0x8010], ids=["user-id", "more", "low bit", "both"]
+)
+def test_headers_with_something_to_judge_leave_the_fast_lane(
+    scanner: ModuleType, flags: int
+) -> None:
+    unit = publish(1, properties=struct.pack(">H", flags) + b"\x00\x00")
+    lane = scanner.Lane(131072, 1 << 29)
+    channel = scanner.Channel()
+    channel.exchanges.add(b"ok")
+    lane.channels[1] = channel
+    assert scanner.scan_client(lane, bytearray(unit), 0, len(unit)) == 0
+    assert lane.stop == 1
+
+
+@both
+def test_approved_keys_leave_the_fast_lane_for_headers(scanner: ModuleType) -> None:
+    """CC and BCC are in the headers table: a topic rule has to see them."""
+    lane = scanner.Lane(131072, 1 << 29)
+    channel = scanner.Channel()
+    channel.keys.add(b"\x01t\x01k")
+    lane.channels[1] = channel
+    plain = publish(1, b"t", b"k")
+    table = publish(1, b"t", b"k", properties=b"\x20\x00\x00\x00\x00\x00")
+    for data, passes in ((plain, True), (table, False), (plain, True)):
+        channel.expect = 0
+        done = scanner.scan_client(lane, bytearray(data), 0, len(data))
+        assert (done == len(data)) is passes
+
+
+def test_a_pair_has_one_spelling() -> None:
+    """Exchange "a" with key "bc" must not be taken for exchange "ab" with key "c"."""
+    for scanner in FORMS:
+        lane = scanner.Lane(131072, 1 << 29)
+        channel = scanner.Channel()
+        channel.keys.add(b"\x01a\x02bc")
+        lane.channels[1] = channel
+        data = publish(1, b"ab", b"c")
+        assert scanner.scan_client(lane, bytearray(data), 0, len(data)) == 0

@@ -49,11 +49,14 @@ class Step:
     refusal: instead of the access_refused text.
     exists: an exchange that RabbitMQ would have looked up before: if it is missing, the answer
         is 404.
+    harmless: where RabbitMQ finds a missing exchange no error: what to forward then, which
+        the broker answers alike and which can change nothing.
     """
 
     check: Check | None
     refusal: AmqpError | None = None
     exists: bytes | None = None
+    harmless: Fields | None = None
 
 
 # Effects: what the session remembers once the method has been forwarded.
@@ -263,32 +266,37 @@ def _exchange_delete(fields: Fields, _view: ChannelView, context: Context) -> Ju
     return Judgement((step,), ExchangeDeleted(name), None, sent)
 
 
-def _exchange_binding(fields: Fields, *, must_exist: bool) -> Judgement:
+def _exchange_binding(fields: Fields, *, unbind: bool) -> Judgement:
     ticket, destination, source, key, *rest = fields
     target, origin = _strip(_bytes(destination)), _strip(_bytes(source))
     steps = [Step(Access(WRITE, EXCHANGE, target))]
     if not target or not origin:
         return Judgement((*steps, _default_exchange()))
-    steps += _read_source(origin, _bytes(key), must_exist=must_exist)
+    harmless = (ticket, target, _no_exchange_name(), key, *rest) if unbind else None
+    steps += _read_source(origin, _bytes(key), harmless)
     changed = target != destination or origin != source
     sent = (ticket, target, origin, key, *rest) if changed else None
     return Judgement(tuple(steps), None, None, sent)
 
 
-def _read_source(exchange: bytes, key: bytes, *, must_exist: bool) -> list[Step]:
-    topic = TopicAccess(READ, exchange, key)
+def _no_exchange_name() -> bytes:
+    """The name of an exchange that does not exist, and that nobody can guess and create."""
+    return b"gatekeeper.missing." + secrets.token_urlsafe(16).encode()
+
+
+def _read_source(exchange: bytes, key: bytes, harmless: Fields | None) -> list[Step]:
     return [
         Step(Access(READ, EXCHANGE, exchange)),
-        Step(topic, None, exchange if must_exist else None),
+        Step(TopicAccess(READ, exchange, key), None, exchange, harmless),
     ]
 
 
 def _exchange_bind(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
-    return _exchange_binding(fields, must_exist=True)
+    return _exchange_binding(fields, unbind=False)
 
 
 def _exchange_unbind(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
-    return _exchange_binding(fields, must_exist=False)
+    return _exchange_binding(fields, unbind=True)
 
 
 # --- queues ---------------------------------------------------------------------------------
@@ -334,7 +342,7 @@ def _queue_declare(fields: Fields, view: ChannelView, context: Context) -> Judge
     return Judgement(tuple(steps), effect, None, sent)
 
 
-def _queue_binding(fields: Fields, view: ChannelView, *, must_exist: bool) -> Judgement:
+def _queue_binding(fields: Fields, view: ChannelView, *, unbind: bool) -> Judgement:
     ticket, queue, source, key, *rest = fields
     queue, key = _bytes(queue), _bytes(key)
     name, routing_key = queue, key
@@ -348,21 +356,22 @@ def _queue_binding(fields: Fields, view: ChannelView, *, must_exist: bool) -> Ju
     steps = [Step(Access(WRITE, QUEUE, name))]
     if not origin:
         return Judgement((*steps, _default_exchange()))
-    steps += _read_source(origin, routing_key, must_exist=must_exist)
     # A name that strips to nothing means the queue '', not the last declared one: RabbitMQ
     # strips after it expands, so such a name must go out as it came.
     target = name or queue
+    harmless = (ticket, target, _no_exchange_name(), routing_key, *rest) if unbind else None
+    steps += _read_source(origin, routing_key, harmless)
     changed = target != queue or origin != source or routing_key != key
     sent = (ticket, target, origin, routing_key, *rest) if changed else None
     return Judgement(tuple(steps), None, None, sent)
 
 
 def _queue_bind(fields: Fields, view: ChannelView, _context: Context) -> Judgement:
-    return _queue_binding(fields, view, must_exist=True)
+    return _queue_binding(fields, view, unbind=False)
 
 
 def _queue_unbind(fields: Fields, view: ChannelView, _context: Context) -> Judgement:
-    return _queue_binding(fields, view, must_exist=False)
+    return _queue_binding(fields, view, unbind=True)
 
 
 def _queue_purge(fields: Fields, view: ChannelView, _context: Context) -> Judgement:

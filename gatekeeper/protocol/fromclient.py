@@ -30,7 +30,7 @@ from gatekeeper.protocol.checks import (
 )
 from gatekeeper.protocol.erlang import frame_octets
 from gatekeeper.protocol.frames import BODY, HEADER, METHOD
-from gatekeeper.protocol.layouts import PUBLISH, WITH_CONTENT, decode, encode
+from gatekeeper.protocol.layouts import PUBLISH, WITH_CONTENT, Fields, decode, encode
 from gatekeeper.protocol.states import (
     CONNECTION_CLOSE_OK,
     MAX_CONTENT,
@@ -181,13 +181,16 @@ class ClientFrames:
             raise AmqpError(ReplyCode.CHANNEL_ERROR, b"second 'channel.open' seen", *ids)
         try:
             judgement = judge(ids, fields, channel.view, self._s.context)
-            error = self._decide(channel, judgement.steps)
+            denied = self._decide(channel, judgement.steps)
         except NeedReply:
             raise Pending from None
         except AmqpError as caught:
-            error = caught
-        if error is not None:
-            raise AmqpError(error.code, error.explanation, *ids)
+            denied = caught
+        if isinstance(denied, AmqpError):
+            raise AmqpError(denied.code, denied.explanation, *ids)
+        if denied is not None:
+            self._s.to_broker.append(encode(number, ids, denied))
+            return TAKEN
         self._remember(channel, fields, judgement)
         if judgement.fields is not None and judgement.ids is not None:
             self._s.to_broker.append(encode(number, judgement.ids, judgement.fields))
@@ -297,15 +300,16 @@ class ClientFrames:
         except WireError:
             properties = None
         steps = judge_publish(content.fields, size, properties, channel.view, session.context)
-        error = self._decide(channel, steps)
-        if error is None:
-            _ticket, exchange, key, _bits = content.fields
-            if isinstance(exchange, bytes) and isinstance(key, bytes):
-                if session.policy.topic_rule(exchange):
-                    channel.approve_key(shortstr(exchange) + shortstr(key))
-                else:
-                    channel.approve_exchange(exchange)
-        return error
+        denied = self._decide(channel, steps)
+        if denied is not None:
+            return denied if isinstance(denied, AmqpError) else AmqpError(ReplyCode.INTERNAL_ERROR)
+        _ticket, exchange, key, _bits = content.fields
+        if isinstance(exchange, bytes) and isinstance(key, bytes):
+            if session.policy.topic_rule(exchange):
+                channel.approve_key(shortstr(exchange) + shortstr(key))
+            else:
+                channel.approve_exchange(exchange)
+        return None
 
     # --- decisions ---
 
@@ -315,8 +319,11 @@ class ClientFrames:
             raise Pending
         return decision
 
-    def _decide(self, channel: ChannelState, steps: tuple[Step, ...]) -> AmqpError | None:
-        """The first denial, in order, or None. Raises Pending."""
+    def _decide(self, channel: ChannelState, steps: tuple[Step, ...]) -> AmqpError | Fields | None:
+        """The first denial, in order, or None. Raises Pending.
+
+        Fields: denied, but to be forwarded in this harmless form (see ``Step.harmless``).
+        """
         policy, context = self._s.policy, self._s.context
         for step in steps:
             check = step.check
@@ -338,7 +345,7 @@ class ClientFrames:
                 if exists is None:
                     raise Pending
                 if not exists:
-                    return no_exchange(step.exists, context)
+                    return step.harmless or no_exchange(step.exists, context)
             if step.refusal is not None:
                 return step.refusal
             if check is not None:

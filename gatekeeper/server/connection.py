@@ -359,7 +359,7 @@ class Connection:
             if not ended.done():
                 ended.set_result(orderly)
 
-        pump = Pump(session, self._client, upstream.endpoint, end)
+        pump = Pump(session, self._client, upstream.endpoint, end, greeted.tuned.heartbeat)
 
         def force(error: AmqpError) -> None:
             lines.forced(error.explanation.decode("utf-8", "replace"))

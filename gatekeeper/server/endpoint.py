@@ -185,6 +185,11 @@ class Endpoint(asyncio.BufferedProtocol):
             self._paused = True
             self.transport.pause_reading()
 
+    @property
+    def held(self) -> bool:
+        """Is it not being read from?"""
+        return self._paused
+
     def release(self, reason: int) -> None:
         if self._held & reason:
             self._held &= ~reason

@@ -28,7 +28,12 @@ FATAL_DELAY = 3.0
 
 
 class Pump:
-    """One running connection. ``ended`` is called once, with True if the end was orderly."""
+    """One running connection.
+
+    ended: called once, with True if the end was orderly. heartbeat: seconds as negotiated, 0 for
+    none; heartbeats themselves just pass, but a broker from which nothing has come for two to
+    three of them is given up, as a client of its would.
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class Pump:
         client: Endpoint,
         broker: Endpoint,
         ended: Callable[[bool], None],
+        heartbeat: int = 0,
     ) -> None:
         self.session = session
         self._client = client
@@ -44,6 +50,10 @@ class Pump:
         self._state = State.RUNNING
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._heartbeat = heartbeat
+        self._heard = True
+        self._silences = 0
+        self._watch: asyncio.TimerHandle | None = None
 
     def start(self, from_client: bytes, from_broker: bytes) -> None:
         """Take both sockets over; the arguments are what the handshakes have read too much."""
@@ -54,6 +64,8 @@ class Pump:
         if client.lost:
             self._client_lost(client.error)
             return
+        if self._heartbeat:
+            self._watch = self._loop.call_later(self._heartbeat, self._listen)
         broker.consume(self._from_broker, from_broker)
         client.consume(self._from_client, from_client)
         if broker.lost:
@@ -73,6 +85,7 @@ class Pump:
 
     def _from_broker(self, buf: bytearray, pos: int, end: int) -> int:
         session = self.session
+        self._heard = True
         done = session.broker_data(buf, pos, end)
         self._flush()
         if session.broken is not None:
@@ -120,6 +133,19 @@ class Pump:
             source.release(HOLD_PRESSURE)
         else:
             source.hold(HOLD_PRESSURE)
+
+    # --- a silent broker ---
+
+    def _listen(self) -> None:
+        """Once a heartbeat interval. While we do not read, silence says nothing."""
+        self._silences = 0 if self._heard or self._broker.held else self._silences + 1
+        self._heard = False
+        if self._silences >= 2:
+            text = f"missed heartbeats from upstream broker, timeout: {self._heartbeat}s"
+            self.session.broker_lost(text.encode())
+            self._flush()
+            return
+        self._watch = self._loop.call_later(self._heartbeat, self._listen)
 
     # --- ends ---
 
@@ -173,8 +199,9 @@ class Pump:
         ended, self._ended = self._ended, None
         if ended is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._watch):
+            if timer is not None:
+                timer.cancel()
         orderly = self.session.state is not State.RUNNING
         for endpoint in (self._client, self._broker):
             endpoint.hold(HOLD_CLOSED)

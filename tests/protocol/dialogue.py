@@ -224,7 +224,7 @@ class Dialogue:
         self._broker_tail = b""
 
     def send(self, data: bytes, *, sizes: Iterable[int] = (), answer: bool = True) -> None:
-        """Feed client bytes, in chunks of ``sizes`` and then the rest, and let the broker answer."""
+        """Feed client bytes, in chunks of ``sizes``, then the rest; the broker may answer each."""
         pos = 0
         for size in sizes:
             if pos >= len(data):

@@ -25,7 +25,7 @@ from tests.protocol.dialogue import (
     open_channel,
     publish,
 )
-from tests.support.scanner import load_plain
+from tests.support.plain import load_plain
 
 PLAIN = load_plain()
 

@@ -1,0 +1,1 @@
+"""Configuration: RabbitMQ's file format and key names, read once at the start."""

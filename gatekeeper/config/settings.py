@@ -1,0 +1,223 @@
+"""What the configuration says, as plain values: the one thing every other room reads.
+
+Strategy: frozen values with everything resolved (defaults applied, secrets decrypted, paths
+checked, units converted to seconds and bytes). Nothing here parses or validates; that is
+:mod:`gatekeeper.config.build`. The names follow RabbitMQ's keys
+(https://www.rabbitmq.com/docs/configure); the gate's own are in DESIGN.md section 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gatekeeper.model import Secret
+
+LogLevel = Literal[
+    "debug", "info", "notice", "warning", "error", "critical", "alert", "emergency", "none"
+]
+LogFormat = Literal["plaintext", "json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where to listen or connect.
+
+    host: an IP literal (a host name too, for upstream servers), without brackets; ``""``
+        means all interfaces, IPv4 and IPv6.
+    port: 1 to 65535; a listener may say 0 (the system chooses).
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketOptions:
+    """``tcp_listen_options.*``. None: leave it to the operating system.
+
+    linger: on or off, and seconds (SO_LINGER).
+    sndbuf, recbuf: bytes.
+    """
+
+    backlog: int = 128
+    nodelay: bool = True
+    linger: tuple[bool, int] = (True, 0)
+    keepalive: bool | None = None
+    sndbuf: int | None = None
+    recbuf: int | None = None
+    tos: int | None = None
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTls:
+    """``ssl_options.*``: TLS towards the clients.
+
+    certfile and keyfile are set wherever there is a TLS listener; cacertfile wherever
+    verify_peer is.
+    depth: the longest chain of intermediate certificates a client may present. Python's ssl
+        cannot enforce it, of which Settings.warnings tells.
+    versions: of ``tlsv1``, ``tlsv1.1``, ``tlsv1.2``, ``tlsv1.3``; ascending, without gaps.
+    ciphers: for TLS 1.2 and older, in the operator's order; empty: the TLS library's default.
+        Those of TLS 1.3 cannot be chosen in Python 3.11.
+    honor_cipher_order: None: the TLS library's default.
+    """
+
+    cacertfile: Path | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    password: Secret | None = None
+    verify_peer: bool = False
+    fail_if_no_peer_cert: bool = False
+    depth: int = 1
+    versions: tuple[str, ...] = ("tlsv1.2", "tlsv1.3")
+    ciphers: tuple[str, ...] = ()
+    honor_cipher_order: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTls:
+    """``upstreams.NAME.ssl_options.*``: TLS towards a broker.
+
+    cacertfile: None with verify_peer means the system's trusted authorities.
+    verify_peer: check the broker's certificate and its name.
+    sni: the name to ask for and to check; None is the host name, ``""`` sends none and checks
+        none, as RabbitMQ's ``sni = none``.
+    depth, versions, ciphers: as in :class:`ServerTls`.
+    """
+
+    cacertfile: Path | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    password: Secret | None = None
+    verify_peer: bool = True
+    sni: str | None = None
+    depth: int = 1
+    versions: tuple[str, ...] = ("tlsv1.2", "tlsv1.3")
+    ciphers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What is offered at ``connection.tune``.
+
+    channel_max: channels a connection; 0 is no limit.
+    frame_max: bytes; 0 is no limit. initial_frame_max: bytes, until the tuning is done.
+    heartbeat: seconds; 0 is off.
+    max_message_size: bytes of a body; None leaves it to the broker.
+    """
+
+    channel_max: int = 2047
+    frame_max: int = 131072
+    heartbeat: int = 60
+    initial_frame_max: int = 8192
+    max_message_size: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendPair:
+    """One position of ``auth_backends``, by RabbitMQ's module names."""
+
+    authn: str
+    authz: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permissions:
+    """Regular expressions, as RabbitMQ's ``set_permissions`` takes them."""
+
+    configure: bytes
+    write: bytes
+    read: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seed:
+    """What a blank user database starts with (``default_user`` and its kin)."""
+
+    user: bytes
+    password: Secret
+    vhost: bytes
+    permissions: Permissions
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """One broker or cluster behind the gate.
+
+    servers: at least one, in the order to try.
+    vhosts: routed here; the upstream ``default`` also serves every vhost routed nowhere else.
+    credentials: ``service`` logs in upstream as username, ``client`` as the client did.
+    username, password: the service account; both empty where there is none.
+    tls: None is a plain connection.
+    proxy_protocol: the header that tells the broker the client's address, None for no header.
+    """
+
+    name: str
+    servers: tuple[Address, ...]
+    vhosts: tuple[bytes, ...] = ()
+    credentials: Literal["service", "client"] = "service"
+    username: bytes = b""
+    password: Secret = field(default_factory=lambda: Secret(b""))
+    tls: ClientTls | None = None
+    proxy_protocol: Literal["v1", "v2"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """``log.*``. RabbitMQ's precedence (rabbit_prelaunch_logging): a category's own level,
+    else the output's, else ``log.default.level``.
+
+    console_level, file_level: of every category that is not in ``levels``; resolved.
+    levels: category (``connection``, ``channel``, ``user``) to its own level, only where one
+        is set; ``default`` is always there.
+    """
+
+    console: bool = True
+    console_stdio: Literal["stdout", "stderr"] = "stdout"
+    console_level: LogLevel = "info"
+    console_formatter: LogFormat = "plaintext"
+    console_use_colors: bool = True
+    file: Path | None = None
+    file_level: LogLevel = "info"
+    file_formatter: LogFormat = "plaintext"
+    levels: Mapping[str, LogLevel] = field(default_factory=lambda: {"default": "info"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The whole configuration, valid as far as can be told without opening a socket.
+
+    handshake_timeout, ssl_handshake_timeout, drain_timeout: seconds; a handshake_timeout of
+        None never ends.
+    store_url: ``sqlite:///PATH`` or ``sqlite::memory:``. Hidden from ``repr``: other stores hold
+        a password in it.
+    warnings: what the operator should know, one line each; the caller logs them.
+    """
+
+    tcp_listeners: tuple[Address, ...]
+    ssl_listeners: tuple[Address, ...]
+    socket: SocketOptions
+    tls: ServerTls | None
+    proxy_protocol: bool
+    handshake_timeout: float | None
+    ssl_handshake_timeout: float
+    limits: Limits
+    auth_mechanisms: tuple[str, ...]
+    auth_backends: tuple[BackendPair, ...]
+    loopback_users: frozenset[bytes]
+    seed: Seed
+    password_hashing: str
+    load_definitions: Path | None
+    log: LogSettings
+    upstreams: Mapping[str, Upstream]
+    store_url: str = field(repr=False)
+    drain_timeout: float
+    warnings: tuple[str, ...] = ()

@@ -264,7 +264,9 @@ def _string(value: wire.Value | None) -> bytes:
 # --- Client properties ----------------------------------------------------------------------
 
 _OWN_KEY: Final = b"gatekeeper"
-_TELL_REFUSALS: Final = b"authentication_failure_close"
+_OURS: Final = (b"authentication_failure_close", b"consumer_cancel_notify")
+"""Capabilities that the gate needs itself: to be told of refusals, and of consumers that ended
+(whose tags are free again); the session hides the latter from a client that did not ask."""
 
 
 def upstream_properties(
@@ -276,16 +278,15 @@ def upstream_properties(
 
     Everything of the client keeps its bytes, except: every ``gatekeeper`` key is replaced by
     ours (a client must not speak in our name); ``connection_name`` is added where there is
-    none; in ``capabilities`` authentication_failure_close becomes true, so that we are told of
-    a refusal. Of duplicate ``capabilities`` the first, which is what RabbitMQ reads, is kept.
-    Raises WireError if ``client_raw`` is malformed.
+    none; in ``capabilities`` those of _OURS become true. Of duplicate ``capabilities`` the
+    first, which is what RabbitMQ reads, is kept. Raises WireError if ``client_raw`` is malformed.
     """
     entries = wire.table_entries(client_raw)
     capabilities = next((entry for entry in entries if entry.key == b"capabilities"), None)
     content = b""
     if capabilities is not None and capabilities.tag == "F":
         content = client_raw[capabilities.value + 4 : capabilities.end]
-    content = wire.edit_table(content, {_TELL_REFUSALS}, [(_TELL_REFUSALS, ("t", True))])
+    content = wire.edit_table(content, set(_OURS), [(name, ("t", True)) for name in _OURS])
     added = wire.shortstr(b"capabilities") + b"F" + wire.longstr(content)
     own: list[tuple[bytes, wire.Value]] = []
     if all(entry.key != b"connection_name" for entry in entries):

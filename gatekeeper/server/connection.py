@@ -17,6 +17,7 @@ from gatekeeper.logs import Logger
 from gatekeeper.model import Identity, Peer
 from gatekeeper.policy.engine import Engine, LoginRefused
 from gatekeeper.policy.epoch import Epoch
+from gatekeeper.protocol import wire
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.events import (
     Closed,
@@ -47,6 +48,11 @@ from gatekeeper.server.upstreams import (
     UpstreamUnavailableError,
 )
 from gatekeeper.store.store import Store
+
+PROPERTIES_LIMIT = 3000
+"""Bytes of client properties that are mirrored whole. A broker takes no larger frame than 4096
+bytes before the tuning (8192 from 4.1 on) and is silent about one; the rest is ours."""
+ESSENTIAL_PROPERTIES = frozenset({b"capabilities", b"product", b"version", b"platform"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +209,7 @@ class Connection:
             if isinstance(event, Send):
                 self._client.transport.write(event.data)
             elif isinstance(event, Fail):
+                await asyncio.sleep(event.silent_delay)
                 return
             elif event is None:
                 data = await self._client.receive()
@@ -292,8 +299,15 @@ class Connection:
     async def _log_in(self, link: UpstreamLink, greeted: Greeted) -> UpstreamConnection:
         login, tuned, user = greeted.login, greeted.tuned, greeted.identity.username
         where = f"{self._peer.host}:{self._peer.port}"
+        client_properties = login.client_properties
+        if len(client_properties) > PROPERTIES_LIMIT:
+            client_properties = wire.table(
+                (key, value)
+                for key, value in wire.read_table(client_properties).items()
+                if key in ESSENTIAL_PROPERTIES
+            )
         properties = upstream_properties(
-            login.client_properties,
+            client_properties,
             {"user": user, "peer": where, "version": __version__},
             user + b"@" + where.encode(),
         )

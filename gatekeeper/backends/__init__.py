@@ -1,0 +1,1 @@
+"""Authentication and authorisation backends. Third-party imports live only in here, lazily."""

@@ -1,0 +1,384 @@
+"""Who may log in, and what may they do: RabbitMQ's composition of backends.
+
+Source of every rule: ``rabbit_access_control``. Login tries the configured pairs in order
+until one accepts. Afterwards every authorisation backend of the pair that accepted must say
+yes, in configured order; the first that does not decides.
+
+The engine answers at once where all backends it asks do, and gives an awaitable otherwise:
+the internal database must not cost a task switch per check. It does no I/O, and it turns
+whatever a backend may do (refuse, fail, raise, answer nonsense) into a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from gatekeeper.errors import printable
+from gatekeeper.model import (
+    DEFAULT_EXCHANGE_ALIAS,
+    Access,
+    AnyAccess,
+    Check,
+    Credentials,
+    Decision,
+    Identity,
+    Kind,
+    Peer,
+    Permission,
+    TopicAccess,
+)
+from gatekeeper.policy.ports import (
+    Accepted,
+    AuthnBackend,
+    AuthzBackend,
+    ExchangeTypes,
+    Failed,
+    LoginAnswer,
+    Refused,
+    Verdict,
+)
+
+DEFAULT_LOOPBACK_USERS = frozenset({b"guest"})
+
+_ANY_ORDER = (Permission.READ, Permission.WRITE, Permission.CONFIGURE)
+
+_T = TypeVar("_T")
+_Ask = Callable[[AuthzBackend, object], Verdict | Awaitable[Verdict]]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One position of ``auth_backends``.
+
+    authz: in configured order, at least one. Use :meth:`of` for a position that names a single
+    backend for both: such a backend is not asked a second time whether the user may log in.
+    """
+
+    authn: AuthnBackend
+    authz: tuple[AuthzBackend, ...]
+    single: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.authz:
+            # RabbitMQ reads an empty list as "allowed everything".
+            raise ValueError(f"auth_backends: {self.authn.name} has no authorisation backend")
+        if self.single and [id(backend) for backend in self.authz] != [id(self.authn)]:
+            # Any other backend must be asked whether the user may log in.
+            raise ValueError(f"auth_backends: {self.authn.name} is not its own authorisation")
+
+    @classmethod
+    def of(cls, backend: _Both) -> Pair:
+        return cls(authn=backend, authz=(backend,), single=True)
+
+
+class _Both(AuthnBackend, AuthzBackend, Protocol):
+    """A backend that does both halves."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginRefused:
+    """The login is refused. ``reason`` is for the log, never for the client.
+
+    cause: the exception behind an "internal error", for a debug log.
+    """
+
+    reason: str
+    cause: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCrash(Decision):
+    """A refusal because a backend raised or answered nonsense; ``cause`` is for the log."""
+
+    cause: Exception | None = field(default=None, compare=False)
+
+
+class NonsenseError(TypeError):
+    """A backend answered something that its contract does not list."""
+
+
+class _InternalError(Exception):
+    """Inside a login: give up the whole chain, as an Erlang crash does."""
+
+
+class Engine:
+    """The composition of backends.
+
+    pairs: ``auth_backends`` in order. exchange_types: what is known of the broker's exchanges.
+    loopback_users: names (after authentication) that may only log in from loopback.
+    Raises ValueError where two different backends carry the same name.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        exchange_types: ExchangeTypes,
+        loopback_users: Collection[bytes] = DEFAULT_LOOPBACK_USERS,
+    ) -> None:
+        self._pairs = tuple(pairs)
+        self._exchange_types = exchange_types
+        self._loopback_users = frozenset(loopback_users)
+        self._authz: dict[str, AuthzBackend] = {}
+        for pair in self._pairs:
+            for backend in pair.authz:
+                if self._authz.setdefault(backend.name, backend) is not backend:
+                    raise ValueError(f"two authorisation backends are named {backend.name}")
+
+    # -- login ---------------------------------------------------------------------------
+
+    async def login(self, credentials: Credentials, peer: Peer) -> Identity | LoginRefused:
+        """Authenticate and authorise a login; the last refusal is the one reported.
+
+        Source: rabbit_access_control:check_user_login, check_user_loopback.
+        """
+        user = _shown(credentials.username)
+        result: Identity | LoginRefused = LoginRefused(f"No modules checked '{user}'")
+        try:
+            for pair in self._pairs:
+                result = await self._try(pair, credentials, peer)
+                if isinstance(result, Identity):
+                    break
+        except Exception as error:  # noqa: BLE001 - whatever a backend raises is a refusal
+            return LoginRefused(
+                f"User '{user}' authentication failed with internal error. "
+                "Enable debug logs to see the real error.",
+                error,
+            )
+        if isinstance(result, Identity) and not self._may_connect_from(result, peer):
+            return LoginRefused(f"user '{_shown(result.username)}' can only connect via localhost")
+        return result
+
+    def _may_connect_from(self, identity: Identity, peer: Peer) -> bool:
+        return peer.loopback or identity.username not in self._loopback_users
+
+    async def _try(
+        self, pair: Pair, credentials: Credentials, peer: Peer
+    ) -> Identity | LoginRefused:
+        answer: LoginAnswer = await _settled(pair.authn.authenticate(credentials, peer))
+        accepted = _accepted(answer, pair.authn.name, "authenticating", credentials.username)
+        if isinstance(accepted, LoginRefused):
+            return accepted
+        if pair.single:
+            grants = ((pair.authn.name, accepted.state),)
+            return Identity(accepted.username, accepted.tags, grants)
+        return await self._authorize(pair, accepted, credentials, peer)
+
+    @staticmethod
+    async def _authorize(
+        pair: Pair, authenticated: Accepted, credentials: Credentials, peer: Peer
+    ) -> Identity | LoginRefused:
+        """Every authorisation backend must accept; RabbitMQ asks the last one first.
+
+        A refusal that leaves other backends unasked makes RabbitMQ crash into its "internal
+        error" text and give up the chain (try_authorize folds into a clause that is missing).
+        """
+        username, tags = authenticated.username, authenticated.tags
+        grants: list[tuple[str, object]] = []
+        for left, backend in reversed(tuple(enumerate(pair.authz))):
+            answer: LoginAnswer = await _settled(
+                backend.authorize_login(username, credentials, peer)
+            )
+            accepted = _accepted(answer, backend.name, "authorizing", username)
+            if isinstance(accepted, LoginRefused):
+                if left:
+                    raise _InternalError(accepted.reason)
+                return accepted
+            tags |= accepted.tags
+            grants.insert(0, (backend.name, accepted.state))
+        return Identity(username, tags, tuple(grants))
+
+    # -- access --------------------------------------------------------------------------
+
+    async def vhost_access(self, identity: Identity, vhost: bytes, peer: Peer) -> Decision:
+        """May this user open a connection to this vhost?
+
+        Whether the vhost exists, and its limits, are the caller's business, before this.
+        Source: rabbit_access_control:check_vhost_access.
+        """
+        return await _settled(
+            self._every(
+                identity,
+                lambda backend, state: backend.vhost_access(identity.username, state, vhost, peer),
+            )
+        )
+
+    def check(
+        self, identity: Identity, vhost: bytes, check: Check
+    ) -> Decision | Awaitable[Decision]:
+        """Judge one check; a Decision at once where no backend needs to wait."""
+        if isinstance(check, Access):
+            return self._resource(identity, vhost, check.kind, check.name, check.permission)
+        if isinstance(check, TopicAccess):
+            return self._topic(identity, vhost, check)
+        return self._any(identity, vhost, check, _ANY_ORDER)
+
+    def topic_rule(self, identity: Identity, vhost: bytes, exchange: bytes) -> bool:
+        """Could any topic check refuse here? Where in doubt, yes. Never on the default exchange."""
+        if not exchange:
+            return False
+        for name, state in identity.grants:
+            try:
+                if self._authz[name].topic_rule(identity.username, state, vhost, exchange):
+                    return True
+            except Exception:  # noqa: BLE001 - the check itself will report what is wrong
+                return True
+        return False
+
+    def _resource(
+        self, identity: Identity, vhost: bytes, kind: Kind, name: bytes, permission: Permission
+    ) -> Decision | Awaitable[Decision]:
+        if not name and kind is Kind.EXCHANGE:
+            name = DEFAULT_EXCHANGE_ALIAS
+        return self._every(
+            identity,
+            lambda backend, state: backend.resource_access(
+                identity.username, state, vhost, kind, name, permission
+            ),
+        )
+
+    def _any(
+        self, identity: Identity, vhost: bytes, check: AnyAccess, order: tuple[Permission, ...]
+    ) -> Decision | Awaitable[Decision]:
+        """The first right that is granted; else the refusal of the last one asked."""
+        for at, permission in enumerate(order, 1):
+            decision = self._resource(identity, vhost, check.kind, check.name, permission)
+            if not isinstance(decision, Decision):
+                return self._any_later(decision, identity, vhost, check, order[at:])
+            if decision.allowed or decision.crashed:
+                break
+        return decision
+
+    async def _any_later(
+        self,
+        pending: Awaitable[Decision],
+        identity: Identity,
+        vhost: bytes,
+        check: AnyAccess,
+        order: tuple[Permission, ...],
+    ) -> Decision:
+        decision = await pending
+        if decision.allowed or decision.crashed or not order:
+            return decision
+        return await _settled(self._any(identity, vhost, check, order))
+
+    def _topic(
+        self, identity: Identity, vhost: bytes, check: TopicAccess
+    ) -> Decision | Awaitable[Decision]:
+        if not self.topic_rule(identity, vhost, check.exchange):
+            return _NO_TOPIC_RULE
+        try:
+            topic = self._exchange_types.is_topic(vhost, check.exchange)
+        except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
+            return _crash("exchange types", error)
+        if isinstance(topic, bool):
+            return self._topic_of_type(identity, vhost, check, topic=topic)
+        return self._topic_later(topic, identity, vhost, check)
+
+    async def _topic_later(
+        self, pending: Awaitable[bool], identity: Identity, vhost: bytes, check: TopicAccess
+    ) -> Decision:
+        try:
+            topic = await pending
+        except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
+            return _crash("exchange types", error)
+        return await _settled(self._topic_of_type(identity, vhost, check, topic=topic))
+
+    def _topic_of_type(
+        self, identity: Identity, vhost: bytes, check: TopicAccess, *, topic: bool
+    ) -> Decision | Awaitable[Decision]:
+        if topic is False:
+            return _NOT_A_TOPIC
+        variables = {"username": identity.username, "vhost": vhost}
+        return self._every(
+            identity,
+            lambda backend, state: backend.topic_access(
+                identity.username,
+                state,
+                vhost,
+                check.exchange,
+                check.routing_key,
+                check.permission,
+                variables,
+            ),
+        )
+
+    def _every(self, identity: Identity, ask: _Ask) -> Decision | Awaitable[Decision]:
+        """Ask the user's backends in order; the first that does not allow decides."""
+        return self._every_of(identity.grants, ask, _NO_BACKEND)
+
+    def _every_of(
+        self, grants: tuple[tuple[str, object], ...], ask: _Ask, decision: Decision
+    ) -> Decision | Awaitable[Decision]:
+        for at, (name, state) in enumerate(grants, 1):
+            try:
+                answer = ask(self._authz[name], state)
+            except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
+                return _crash(name, error)
+            if isinstance(answer, Awaitable):
+                return self._every_later(answer, name, grants[at:], ask)
+            decision = _decision(name, answer)
+            if not decision.allowed:
+                break
+        return decision
+
+    async def _every_later(
+        self,
+        pending: Awaitable[Verdict],
+        name: str,
+        grants: tuple[tuple[str, object], ...],
+        ask: _Ask,
+    ) -> Decision:
+        try:
+            answer = await pending
+        except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
+            return _crash(name, error)
+        decision = _decision(name, answer)
+        if not decision.allowed:
+            return decision
+        return await _settled(self._every_of(grants, ask, decision))
+
+
+_NO_BACKEND = Decision(False, "the user has no authorisation backend")
+_NO_TOPIC_RULE = Decision(True, "no topic permission applies")
+_NOT_A_TOPIC = Decision(True, "not a topic exchange: topic permissions do not apply")
+
+
+async def _settled(answer: _T | Awaitable[_T]) -> _T:
+    return await answer if isinstance(answer, Awaitable) else answer
+
+
+def _accepted(answer: object, backend: str, doing: str, username: bytes) -> Accepted | LoginRefused:
+    match answer:
+        case Accepted():
+            return answer
+        case Refused(reason):
+            return LoginRefused(reason)
+        case Failed(reason):
+            return LoginRefused(f"{backend} failed {doing} {_shown(username)}: {reason}")
+        case _:
+            raise NonsenseError(f"{backend} answered {type(answer).__name__} to a login")
+
+
+def _decision(backend: str, answer: object) -> Decision:
+    if not isinstance(answer, Verdict):
+        return _crash(backend, NonsenseError(f"answered {type(answer).__name__} to a check"))
+    rule = f"{backend}: {answer.rule}" if answer.rule else backend
+    # INVARIANT: only the value True allows, and only without an error beside it.
+    if answer.error is not None:
+        detail = f", backend {backend} returned an error: {answer.error}"
+        return Decision(False, rule, detail.encode())
+    if answer.allowed is True:
+        return Decision(True, rule)
+    detail = "" if answer.reason is None else f" by backend {backend}: {answer.reason}"
+    return Decision(False, rule, detail.encode())
+
+
+def _crash(where: str, error: Exception) -> EngineCrash:
+    rule = f"{where}: internal error ({type(error).__name__})"
+    return EngineCrash(False, rule, crashed=True, cause=error)
+
+
+def _shown(name: bytes) -> str:
+    return printable(name).decode()

@@ -1,0 +1,1 @@
+"""Users, vhosts, permissions and limits: what RabbitMQ calls its internal database."""

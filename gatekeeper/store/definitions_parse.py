@@ -1,0 +1,360 @@
+"""From a JSON document to definitions that are known to be well formed.
+
+Nothing here knows what the store holds; that users and vhosts of permissions exist is found
+out when the definitions are applied. Each entry keeps its path for that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+
+from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
+from gatekeeper.store import passwords
+from gatekeeper.store.definitions_json import Document, Entry, JsonObject, kind_of
+from gatekeeper.store.draft import check_pattern, checked_limits, checked_tags
+from gatekeeper.store.records import USER_LIMITS, VHOST_LIMITS
+from gatekeeper.store.refusals import (
+    InvalidLimitsError,
+    InvalidPatternError,
+    InvalidTagsError,
+    one_line,
+)
+
+CLUSTER_NAME = "cluster_name"
+VHOST_LIMITS_COMPONENT = "vhost-limits"
+
+_HEADER = frozenset(
+    {
+        "rabbit_version",
+        "rabbitmq_version",
+        "product_name",
+        "product_version",
+        "rabbitmq_definition_format",
+        "original_cluster_name",
+        "original_vhost_name",
+        "explanation",
+    }
+)
+_SECTIONS = frozenset(
+    {"users", "vhosts", "permissions", "topic_permissions", "parameters", "global_parameters"}
+)
+_MESSAGING = ("queues", "exchanges", "bindings")
+
+
+@dataclass(frozen=True, slots=True)
+class UserEntry:
+    """password, password_hash: at most one of them; neither is a user without a password."""
+
+    path: str
+    name: bytes
+    password: bytes | None = field(repr=False)
+    password_hash: bytes | None = field(repr=False)
+    algorithm: str | None
+    tags: tuple[str, ...]
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class VhostEntry:
+    """None: not named in the file, to be left as it is."""
+
+    path: str
+    name: bytes
+    description: str | None
+    tags: tuple[str, ...] | None
+    default_queue_type: str | None
+    protected: bool | None
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionEntry:
+    path: str
+    user: bytes
+    vhost: bytes
+    permissions: PermissionSet
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPermissionEntry:
+    path: str
+    user: bytes
+    vhost: bytes
+    exchange: bytes
+    permissions: TopicPermissionSet
+
+
+@dataclass(frozen=True, slots=True)
+class VhostLimitsEntry:
+    path: str
+    vhost: bytes
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    document: Document
+    users: tuple[UserEntry, ...]
+    vhosts: tuple[VhostEntry, ...]
+    permissions: tuple[PermissionEntry, ...]
+    topic_permissions: tuple[TopicPermissionEntry, ...]
+    vhost_limits: tuple[VhostLimitsEntry, ...]
+    cluster_name: str | None
+    warnings: tuple[str, ...]
+
+
+def parse(document: Document) -> Definitions:
+    """Raises DefinitionsError at the first malformed part."""
+    _refuse_vhost_scope(document)
+    algorithm = _algorithm_of_version(document)
+    users = tuple(_user(entry, algorithm) for entry in document.entries("users"))
+    vhosts = tuple(_vhost(entry) for entry in document.entries("vhosts"))
+    permissions = tuple(_permission(entry) for entry in document.entries("permissions"))
+    topics = tuple(_topic_permission(entry) for entry in document.entries("topic_permissions"))
+    limits, other_parameters = _parameters(document)
+    cluster_name, other_globals = _global_parameters(document)
+    _refuse_duplicates(document, [(user.path, user.name) for user in users])
+    _refuse_duplicates(document, [(vhost.path, vhost.name) for vhost in vhosts])
+    _refuse_duplicates(document, [(one.path, (one.user, one.vhost)) for one in permissions])
+    _refuse_duplicates(
+        document, [(one.path, (one.user, one.vhost, one.exchange)) for one in topics]
+    )
+    _refuse_duplicates(document, [(one.path, one.vhost) for one in limits])
+    return Definitions(
+        document=document,
+        users=users,
+        vhosts=vhosts,
+        permissions=permissions,
+        topic_permissions=topics,
+        vhost_limits=limits,
+        cluster_name=cluster_name,
+        warnings=(
+            *_ignored(document, other_parameters, other_globals),
+            *_useless_hashes(document, users),
+        ),
+    )
+
+
+# -- sections ----------------------------------------------------------------------------
+
+
+def _user(entry: Entry, default_algorithm: str | None) -> UserEntry:
+    name = entry.name("name")
+    if not name:
+        entry.fail("name", "must not be empty; name the user")
+    password, password_hash = entry.optional_text("password"), _password_hash(entry)
+    if password is not None and password_hash is not None:
+        entry.fail("password", "both password and password_hash are given; keep one")
+    return UserEntry(
+        path=entry.path,
+        name=name,
+        password=None if password is None else password.encode(),
+        password_hash=password_hash,
+        algorithm=entry.optional_text("hashing_algorithm") or default_algorithm,
+        tags=_user_tags(entry),
+        limits=_limits(entry, "limits", USER_LIMITS, "user-limits"),
+    )
+
+
+def _password_hash(entry: Entry) -> bytes | None:
+    text = entry.optional_text("password_hash")
+    if text is None:
+        return None
+    try:
+        return passwords.from_base64(text)
+    except ValueError:
+        entry.fail(
+            "password_hash",
+            "not base64; take it from an export or from rabbitmqctl hash_password",
+        )
+
+
+def _user_tags(entry: Entry) -> tuple[str, ...]:
+    tags = entry.tags("tags")
+    if tags is None:
+        administrator = entry.get("administrator")  # the format of RabbitMQ 2
+        if not isinstance(administrator, bool):
+            entry.fail("tags", 'missing; write "tags": [] for a user without tags')
+        tags = ["administrator"] if administrator else []
+    try:
+        return checked_tags(tags)
+    except InvalidTagsError as error:
+        raise entry.document.error(f"{entry.path}.tags", str(error)) from error
+
+
+def _vhost(entry: Entry) -> VhostEntry:
+    metadata = entry.child("metadata")
+    # 4.x repeats in the metadata what 3.x had beside it.
+    sources = [entry] if metadata is None else [metadata, entry]
+    tags = next((found for one in sources if (found := one.tags("tags")) is not None), None)
+    return VhostEntry(
+        path=entry.path,
+        name=entry.name("name"),
+        description=_first_text(sources, "description"),
+        tags=None if tags is None else tuple(dict.fromkeys(tags)),
+        default_queue_type=_queue_type(sources),
+        protected=None if metadata is None else _flag(metadata, "protected_from_deletion"),
+        limits=_limits(entry, "limits", VHOST_LIMITS, "limits"),
+    )
+
+
+def _first_text(sources: list[Entry], key: str) -> str | None:
+    return next((text for one in sources if (text := one.optional_text(key)) is not None), None)
+
+
+def _queue_type(sources: list[Entry]) -> str | None:
+    queue_type = _first_text(sources, "default_queue_type")
+    return None if queue_type == "undefined" else queue_type
+
+
+def _flag(entry: Entry, key: str) -> bool | None:
+    value = entry.get(key)
+    if value is not None and not isinstance(value, bool):
+        entry.fail(key, f"must be true or false, is {kind_of(value)}")
+    return value
+
+
+def _permission(entry: Entry) -> PermissionEntry:
+    return PermissionEntry(
+        path=entry.path,
+        user=entry.name("user"),
+        vhost=entry.name("vhost"),
+        permissions=PermissionSet(
+            configure=_pattern(entry, "configure"),
+            write=_pattern(entry, "write"),
+            read=_pattern(entry, "read"),
+        ),
+    )
+
+
+def _topic_permission(entry: Entry) -> TopicPermissionEntry:
+    return TopicPermissionEntry(
+        path=entry.path,
+        user=entry.name("user"),
+        vhost=entry.name("vhost"),
+        exchange=entry.name("exchange"),
+        permissions=TopicPermissionSet(
+            write=_pattern(entry, "write"), read=_pattern(entry, "read")
+        ),
+    )
+
+
+def _pattern(entry: Entry, key: str) -> bytes:
+    pattern = entry.name(key)
+    try:
+        check_pattern(key, pattern)
+    except InvalidPatternError as error:
+        message = f"no valid regular expression: {error.reason} at offset {error.offset}"
+        raise entry.document.error(f"{entry.path}.{key}", message) from error
+    return pattern
+
+
+def _parameters(document: Document) -> tuple[tuple[VhostLimitsEntry, ...], int]:
+    """The vhost limits, and the number of parameters of other components."""
+    limits: list[VhostLimitsEntry] = []
+    others = 0
+    for entry in document.entries("parameters"):
+        if entry.get("component") != VHOST_LIMITS_COMPONENT:
+            others += 1
+            continue
+        checked = _limits(entry, "value", VHOST_LIMITS, "limits")
+        limits.append(VhostLimitsEntry(entry.path, entry.name("vhost"), checked))
+    return tuple(limits), others
+
+
+def _global_parameters(document: Document) -> tuple[str | None, int]:
+    """The cluster's name, and the number of other global parameters."""
+    name: str | None = None
+    others = 0
+    for entry in document.entries("global_parameters"):
+        if entry.get("name") == CLUSTER_NAME:
+            name = entry.text("value")
+        else:
+            others += 1
+    return name, others
+
+
+def _limits(entry: Entry, key: str, known: tuple[str, ...], where: str) -> Mapping[str, int]:
+    value = entry.get(key)
+    if value is None or value == []:  # Erlang's empty map may come out as a list
+        return {}
+    if not isinstance(value, JsonObject):
+        entry.fail(key, f"must be an object, is {kind_of(value)}")
+    fields = Entry.of(entry.document, f"{entry.path}.{key}", value).fields
+    try:
+        return checked_limits(fields, known, where)
+    except InvalidLimitsError as error:
+        raise entry.document.error(f"{entry.path}.{key}", str(error)) from error
+
+
+# -- the document as a whole -------------------------------------------------------------
+
+
+def _refuse_vhost_scope(document: Document) -> None:
+    """An export of one virtual host has no users; taken for a whole one it would mislead."""
+    root = document.root
+    scoped = (
+        root.get("rabbitmq_definition_format") == "single_virtual_host"
+        or "original_vhost_name" in root
+    )
+    if not scoped:
+        for section in _MESSAGING:
+            listed = root.get(section)
+            for entry in listed if isinstance(listed, list) else ():
+                scoped = scoped or (isinstance(entry, JsonObject) and "vhost" not in entry)
+    if scoped:
+        raise document.error(
+            "$",
+            "these are the definitions of one virtual host, without users and permissions; "
+            "export those of the whole cluster",
+        )
+
+
+def _algorithm_of_version(document: Document) -> str | None:
+    """What a hash without algorithm was made with; None: by this program's default."""
+    for key in ("rabbitmq_version", "rabbit_version"):
+        version = document.root.get(key)
+        if isinstance(version, str):
+            if re.match(r"3\.[0-5](?:\.|$)", version):
+                return passwords.MD5
+            return passwords.SHA256 if version == "3.6.0" else None
+    return None
+
+
+def _refuse_duplicates(document: Document, keys: list[tuple[str, Hashable]]) -> None:
+    """RabbitMQ imports a section's entries side by side: which of two wins is chance."""
+    first: dict[Hashable, str] = {}
+    for path, key in keys:
+        earlier = first.setdefault(key, path)
+        if earlier != path:
+            raise document.error(path, f"is about the same as {earlier}; keep one of them")
+
+
+def _ignored(document: Document, parameters: int, globals_: int) -> tuple[str, ...]:
+    counts = {"parameters of other components": parameters, "global_parameters": globals_}
+    for section, content in document.root.items():
+        if section not in _HEADER and section not in _SECTIONS:
+            counts[section] = len(content) if isinstance(content, list | dict) else 1
+    named = ", ".join(f"{section} ({count})" for section, count in counts.items() if count)
+    if not named:
+        return ()
+    return (one_line(f"{document.source}: ignored, a gate has no use for it: {named}"),)
+
+
+def _useless_hashes(document: Document, users: tuple[UserEntry, ...]) -> tuple[str, ...]:
+    """RabbitMQ takes any hash; one that no password can match deserves a word."""
+    useless = [user for user in users if user.password_hash and not _fits(user)]
+    if not useless:
+        return ()
+    warning = (
+        f"{document.source}: {len(useless)} user(s) cannot log in, for their password_hash does "
+        f"not fit its hashing_algorithm, or that is unknown; the first is {useless[0].path}"
+    )
+    return (warning,)
+
+
+def _fits(user: UserEntry) -> bool:
+    size = passwords.hash_size(user.algorithm or passwords.DEFAULT_ALGORITHM)
+    return size is not None and size == len(user.password_hash or b"")

@@ -1,0 +1,420 @@
+"""One change in the making: RabbitMQ's operations on users, vhosts and permissions.
+
+A draft works on copies of the snapshot's tables and writes each step into the open
+transaction; later steps see earlier ones. When the transaction is committed its tables become
+the next snapshot, and if anything is refused nobody ever sees it. A definitions file of ten
+thousand entries and a single ``set_permissions`` are the same thing here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from gatekeeper.policy import pcre
+from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
+from gatekeeper.store import passwords
+from gatekeeper.store.records import (
+    USER_LIMITS,
+    VHOST_LIMITS,
+    Snapshot,
+    User,
+    UserVhost,
+    UserVhostExchange,
+    Vhost,
+)
+from gatekeeper.store.refusals import (
+    CredentialRefusedError,
+    InvalidLimitsError,
+    InvalidNameError,
+    InvalidPatternError,
+    InvalidTagsError,
+    InvalidTextError,
+    NoSuchUserError,
+    NoSuchVhostError,
+    UserExistsError,
+    VhostProtectedError,
+)
+
+MAX_TAGS = 32
+
+CredentialValidator = Callable[[bytes, bytes], str | None]
+"""User name and clear password to a complaint, or None. RabbitMQ: credential_validator."""
+
+
+def accept_everything(_username: bytes, _password: bytes) -> str | None:
+    """RabbitMQ's default validator."""
+    return None
+
+
+class Writer(Protocol):
+    """Where rows go; each call is one statement of the open transaction."""
+
+    def put_user(self, user: User) -> None: ...
+    def drop_user(self, name: bytes) -> None: ...
+    def put_vhost(self, vhost: Vhost) -> None: ...
+    def drop_vhost(self, name: bytes) -> None: ...
+    def put_permissions(self, key: UserVhost, permissions: PermissionSet) -> None: ...
+    def drop_permissions(self, key: UserVhost) -> None: ...
+    def put_topic_permissions(
+        self, key: UserVhostExchange, permissions: TopicPermissionSet
+    ) -> None: ...
+    def drop_topic_permissions(self, key: UserVhostExchange) -> None: ...
+    def put_metadata(self, key: str, value: object) -> None: ...
+    def drop_metadata(self, key: str) -> None: ...
+
+
+class Draft:
+    """The operations. Each raises a RequestError, before it has written anything."""
+
+    def __init__(
+        self,
+        base: Snapshot,
+        writer: Writer,
+        validator: CredentialValidator = accept_everything,
+        algorithm: str = passwords.DEFAULT_ALGORITHM,
+    ) -> None:
+        self._users = dict(base.users)
+        self._vhosts = dict(base.vhosts)
+        self._permissions = dict(base.permissions)
+        self._topic_permissions = dict(base.topic_permissions)
+        self._metadata = dict(base.metadata)
+        self._writer = writer
+        self._validator = validator
+        self._algorithm = algorithm
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            users=self._users,
+            vhosts=self._vhosts,
+            permissions=self._permissions,
+            topic_permissions=self._topic_permissions,
+            metadata=self._metadata,
+        )
+
+    def user(self, name: bytes) -> User:
+        try:
+            return self._users[name]
+        except KeyError:
+            raise NoSuchUserError(name) from None
+
+    def vhost(self, name: bytes) -> Vhost:
+        try:
+            return self._vhosts[name]
+        except KeyError:
+            raise NoSuchVhostError(name) from None
+
+    # -- users ---------------------------------------------------------------------------
+
+    def add_user(
+        self,
+        name: bytes,
+        password: bytes | None = None,
+        *,
+        password_hash: bytes | None = None,
+        algorithm: str | None = None,
+        tags: Iterable[str] = (),
+        limits: Mapping[str, object] | None = None,
+    ) -> None:
+        if name in self._users:
+            raise UserExistsError(name)
+        self.put_user(
+            name,
+            password,
+            password_hash=password_hash,
+            algorithm=algorithm,
+            tags=tags,
+            limits=limits,
+        )
+
+    def put_user(
+        self,
+        name: bytes,
+        password: bytes | None = None,
+        *,
+        password_hash: bytes | None = None,
+        algorithm: str | None = None,
+        tags: Iterable[str] = (),
+        limits: Mapping[str, object] | None = None,
+    ) -> bool:
+        """Create or overwrite; True if the user is new. With neither password nor hash the
+        user has none afterwards. Limits that are not named stay.
+
+        Source: rabbit_auth_backend_internal:put_user.
+        """
+        if not name:
+            raise InvalidNameError("user cannot be an empty string")
+        known = self._users.get(name)
+        if password is not None and password_hash is not None:
+            raise CredentialRefusedError("both a password and a password hash are given; give one")
+        if password is not None:
+            password_hash, algorithm = self._hash(name, password), self._algorithm
+        _must_be_text(algorithm)
+        merged = dict(known.limits) if known else {}
+        merged.update(checked_limits(limits or {}, USER_LIMITS, "user-limits"))
+        self._store_user(
+            User(
+                name=name,
+                password_hash=password_hash or b"",
+                algorithm=algorithm or self._algorithm,
+                tags=checked_tags(tags),
+                limits=merged,
+                incarnation=known.incarnation if known else _incarnation(),
+            )
+        )
+        return known is None
+
+    def delete_user(self, name: bytes) -> bool:
+        """Delete with all permissions; False if there was no such user (no error in 4.x)."""
+        if self._users.pop(name, None) is None:
+            return False
+        self._writer.drop_user(name)
+        _drop_where(self._permissions, 0, name)
+        _drop_where(self._topic_permissions, 0, name)
+        return True
+
+    def change_password(self, name: bytes, password: bytes) -> None:
+        user = self.user(name)
+        hashed = self._hash(name, password)
+        self._store_user(dataclasses.replace(user, password_hash=hashed, algorithm=self._algorithm))
+
+    def change_password_hash(
+        self, name: bytes, password_hash: bytes, algorithm: str | None = None
+    ) -> None:
+        _must_be_text(algorithm)
+        user = self.user(name)
+        self._store_user(
+            dataclasses.replace(
+                user, password_hash=password_hash, algorithm=algorithm or self._algorithm
+            )
+        )
+
+    def clear_password(self, name: bytes) -> None:
+        """Afterwards no password logs this user in."""
+        self._store_user(dataclasses.replace(self.user(name), password_hash=b""))
+
+    def set_user_tags(self, name: bytes, tags: Iterable[str]) -> None:
+        user = self.user(name)
+        self._store_user(dataclasses.replace(user, tags=checked_tags(tags)))
+
+    def set_user_limits(self, name: bytes, limits: Mapping[str, object]) -> None:
+        """Set the limits that are named (``max-connections``, ``max-channels``); others stay."""
+        user = self.user(name)
+        merged = {**user.limits, **checked_limits(limits, USER_LIMITS, "user-limits")}
+        self._store_user(dataclasses.replace(user, limits=merged))
+
+    def clear_user_limits(self, name: bytes, limit: str = "all") -> None:
+        """Clear one limit or ``all``; an unknown name clears nothing, as in RabbitMQ."""
+        user = self.user(name)
+        kept = {} if limit == "all" else {k: v for k, v in user.limits.items() if k != limit}
+        self._store_user(dataclasses.replace(user, limits=kept))
+
+    def _hash(self, name: bytes, password: bytes) -> bytes:
+        complaint = self._validator(name, password)
+        if complaint is not None:
+            raise CredentialRefusedError(complaint)
+        if not password:
+            return b""  # a blank password never logs anyone in
+        try:
+            return passwords.hash_password(password, self._algorithm)
+        except ValueError as error:
+            raise CredentialRefusedError(str(error)) from error
+
+    def _store_user(self, user: User) -> None:
+        self._writer.put_user(user)
+        self._users[user.name] = user
+
+    # -- virtual hosts -------------------------------------------------------------------
+
+    def put_vhost(
+        self,
+        name: bytes,
+        *,
+        description: str | None = None,
+        tags: Iterable[str] | None = None,
+        default_queue_type: str | None = None,
+        protected: bool | None = None,
+    ) -> bool:
+        """Create, or update what is named of the metadata; True if the vhost is new."""
+        for text in (description, default_queue_type):
+            _must_be_text(text)
+        known = self._vhosts.get(name)
+        vhost = known or Vhost(name=name, incarnation=_incarnation())
+        if description is not None:
+            vhost = dataclasses.replace(vhost, description=description)
+        if tags is not None:
+            vhost = dataclasses.replace(vhost, tags=checked_tags(tags, limit=None))
+        if default_queue_type is not None:
+            vhost = dataclasses.replace(vhost, default_queue_type=default_queue_type)
+        if protected is not None:
+            vhost = dataclasses.replace(vhost, protected=protected)
+        self._store_vhost(vhost)
+        return known is None
+
+    def delete_vhost(self, name: bytes) -> None:
+        """Delete with all permissions in it."""
+        if self.vhost(name).protected:
+            raise VhostProtectedError(name)
+        self._writer.drop_vhost(name)
+        del self._vhosts[name]
+        _drop_where(self._permissions, 1, name)
+        _drop_where(self._topic_permissions, 1, name)
+
+    def set_vhost_limits(self, name: bytes, limits: Mapping[str, object]) -> None:
+        """Replace all limits (``max-connections``, ``max-queues``), as the parameter does."""
+        vhost = self.vhost(name)
+        checked = checked_limits(limits, VHOST_LIMITS, "limits")
+        self._store_vhost(dataclasses.replace(vhost, limits=checked))
+
+    def set_vhost_limit(self, name: bytes, limit: str, value: object) -> None:
+        vhost = self.vhost(name)
+        checked = checked_limits({limit: value}, VHOST_LIMITS, "limits")
+        self._store_vhost(dataclasses.replace(vhost, limits={**vhost.limits, **checked}))
+
+    def clear_vhost_limits(self, name: bytes, limit: str | None = None) -> bool:
+        """Clear one limit or all; False if there was none (RabbitMQ: no such parameter)."""
+        vhost = self.vhost(name)
+        kept = {} if limit is None else {k: v for k, v in vhost.limits.items() if k != limit}
+        if kept == vhost.limits:
+            return False
+        self._store_vhost(dataclasses.replace(vhost, limits=kept))
+        return True
+
+    def _store_vhost(self, vhost: Vhost) -> None:
+        self._writer.put_vhost(vhost)
+        self._vhosts[vhost.name] = vhost
+
+    # -- permissions ---------------------------------------------------------------------
+
+    def set_permissions(self, user: bytes, vhost: bytes, permissions: PermissionSet) -> None:
+        """Every pattern is compiled first: one that is refused changes nothing.
+
+        Source: rabbit_auth_backend_internal:set_permissions.
+        """
+        for what in ("configure", "write", "read"):
+            check_pattern(what, getattr(permissions, what))
+        self._need(user, vhost)
+        self._writer.put_permissions((user, vhost), permissions)
+        self._permissions[user, vhost] = permissions
+
+    def clear_permissions(self, user: bytes, vhost: bytes) -> bool:
+        """False if there were none; a missing user or vhost is no error in 4.x."""
+        if self._permissions.pop((user, vhost), None) is None:
+            return False
+        self._writer.drop_permissions((user, vhost))
+        return True
+
+    def set_topic_permissions(
+        self, user: bytes, vhost: bytes, exchange: bytes, permissions: TopicPermissionSet
+    ) -> None:
+        """The exchange need not exist: only the broker knows its exchanges."""
+        for what in ("write", "read"):
+            check_pattern(what, getattr(permissions, what))
+        self._need(user, vhost)
+        self._writer.put_topic_permissions((user, vhost, exchange), permissions)
+        self._topic_permissions[user, vhost, exchange] = permissions
+
+    def clear_topic_permissions(
+        self, user: bytes, vhost: bytes, exchange: bytes | None = None
+    ) -> int:
+        """On one exchange, or on all of the vhost (None). The number of records removed."""
+        keys = [
+            key
+            for key in self._topic_permissions
+            if key[:2] == (user, vhost) and exchange in {None, key[2]}
+        ]
+        for key in keys:
+            self._writer.drop_topic_permissions(key)
+            del self._topic_permissions[key]
+        return len(keys)
+
+    def _need(self, user: bytes, vhost: bytes) -> None:
+        self.user(user)
+        self.vhost(vhost)
+
+    # -- metadata ------------------------------------------------------------------------
+
+    def set_metadata(self, key: str, value: object) -> None:
+        """``value``: anything JSON can hold."""
+        self._writer.put_metadata(key, value)
+        self._metadata[key] = value
+
+    def clear_metadata(self, key: str) -> bool:
+        if key not in self._metadata:
+            return False
+        self._writer.drop_metadata(key)
+        del self._metadata[key]
+        return True
+
+
+def check_pattern(what: str, pattern: bytes) -> None:
+    """Raises InvalidPatternError unless ``pattern`` compiles."""
+    try:
+        pcre.compile(pattern)
+    except pcre.PatternError as error:
+        raise InvalidPatternError(what, pattern, error.message, error.offset) from error
+
+
+def checked_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, ...]:
+    """Tags without repetitions, in order. Raises InvalidTagsError."""
+    kept = tuple(dict.fromkeys(tags))
+    if limit is not None and len(kept) > limit:
+        raise InvalidTagsError(f"a user can have at most {limit} tags (received {len(kept)})")
+    for tag in kept:
+        if not is_text(tag):
+            raise InvalidTagsError("a tag is not valid Unicode text")
+    return kept
+
+
+def checked_limits(
+    limits: Mapping[str, object], known: tuple[str, ...], where: str
+) -> dict[str, int]:
+    """Limits with known names and integer values, else InvalidLimitsError in RabbitMQ's words."""
+    unknown = [(key, value) for key, value in limits.items() if key not in known]
+    if unknown:
+        terms = ",".join(f"{{{_term(key)},{_term(value)}}}" for key, value in unknown)
+        raise InvalidLimitsError(f"Unrecognised terms [{terms}] in {where}")
+    checked: dict[str, int] = {}
+    for key, value in limits.items():
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise InvalidLimitsError(f"{key} should be a number, actually was {_term(value)}")
+        checked[key] = value
+    return checked
+
+
+def is_text(text: str) -> bool:
+    """Can it be written as UTF-8? JSON's ``\\ud800`` cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _must_be_text(text: str | None) -> None:
+    if text is not None and not is_text(text):
+        raise InvalidTextError("a text holds a lone surrogate; write the character itself")
+
+
+def _term(value: object) -> str:
+    """A JSON scalar as Erlang prints it."""
+    if isinstance(value, str):
+        return f'<<"{value}">>'
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(value)
+
+
+def _drop_where(
+    table: dict[UserVhost, PermissionSet] | dict[UserVhostExchange, TopicPermissionSet],
+    position: int,
+    name: bytes,
+) -> None:
+    for key in [key for key in table if key[position] == name]:
+        del table[key]  # type: ignore[arg-type] # one of the two, and the key is its own
+
+
+def _incarnation() -> int:
+    return secrets.randbits(62)

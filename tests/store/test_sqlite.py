@@ -1,0 +1,275 @@
+"""The file: what survives, what is refused untouched, who sees whose changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gatekeeper.errors import StoreError
+from gatekeeper.store.schema import APPLICATION_ID, VERSION
+from gatekeeper.store.sqlite import SqliteDatabase
+from gatekeeper.store.store import Store
+
+
+def url(path: Path) -> str:
+    return f"sqlite://{path}"
+
+
+def test_settings_of_the_connection(tmp_path: Path) -> None:
+    database = SqliteDatabase.open(str(tmp_path / "s.db"))
+    pragma = {
+        name: database._connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in (
+            "journal_mode",
+            "synchronous",
+            "foreign_keys",
+            "user_version",
+            "application_id",
+        )
+    }
+    database.close()
+    assert pragma == {
+        "journal_mode": "wal",
+        "synchronous": 2,  # FULL
+        "foreign_keys": 1,
+        "user_version": VERSION,
+        "application_id": APPLICATION_ID,
+    }
+
+
+def test_a_new_file_is_private(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    Store.open(url(path)).close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+KILLED = """
+import os, signal, sys
+from gatekeeper.store.store import Store
+store = Store.open(sys.argv[1])
+for number in range(20):
+    store.add_user(b"user%d" % number, b"pw")
+with store.change() as draft:
+    draft.put_vhost(b"uncommitted")
+    draft.set_user_tags(b"user0", ["uncommitted"])
+    if sys.argv[2] == "after":
+        pass
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_is_committed_survives_kill_9(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "s.db"
+    child = subprocess.run([sys.executable, "-c", KILLED, url(path), moment], check=False)
+    assert child.returncode == -signal.SIGKILL
+    store = Store.open(url(path))
+    assert len(store.list_users()) == 20
+    assert (store.vhost(b"uncommitted") is not None) is (moment == "after")
+    assert store.user(b"user0").tags == (("uncommitted",) if moment == "after" else ())  # type: ignore[union-attr]
+    store.close()
+
+
+def test_reopening_finds_everything(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    store = Store.open(url(path))
+    store.add_user(b"J\xfcrg", b"pw", tags=["b", "a"])
+    store.set_user_limits(b"J\xfcrg", {"max-connections": 3, "max-channels": -1})
+    store.add_vhost(
+        b"\xff/", description="dä", tags=["x"], default_queue_type="quorum", protected=True
+    )
+    store.set_vhost_limits(b"\xff/", {"max-queues": 0})
+    store.set_permissions(b"J\xfcrg", b"\xff/", b"\xe9", b"", b".*")
+    store.set_topic_permissions(b"J\xfcrg", b"\xff/", b"x\x00", b"^w", b"")
+    store.set_metadata("cluster_name", "prod")
+    before = store.snapshot
+    store.close()
+    again = Store.open(url(path))
+    assert again.snapshot == before
+    again.close()
+
+
+# -- refused, and left as they are -------------------------------------------------------
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def not_sqlite(path: Path) -> None:
+    path.write_bytes(b"this is text, and more than a header of it\n" * 100)
+
+
+def newer(path: Path) -> None:
+    Store.open(url(path)).close()
+    change(path, f"PRAGMA user_version = {VERSION + 1}")
+
+
+def foreign(path: Path) -> None:
+    change(path, "CREATE TABLE bookmarks (url TEXT)")
+
+
+def foreign_with_version(path: Path) -> None:
+    change(path, "CREATE TABLE bookmarks (url TEXT)", "PRAGMA user_version = 1")
+
+
+def change(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        connection.execute(statement)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (not_sqlite, "file is not a database; name an SQLite file of this program"),
+        (newer, "written by a newer gatekeeper"),
+        (foreign, "the database of another program"),
+        (foreign_with_version, "the database of another program"),
+    ],
+)
+def test_refused_untouched(tmp_path: Path, make: object, message: str) -> None:
+    path = tmp_path / "s.db"
+    make(path)  # type: ignore[operator]
+    before = digest(path)
+    with pytest.raises(StoreError, match=message) as caught:
+        Store.open(url(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert digest(path) == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("INSERT INTO users VALUES (x'41', x'', 'a', 'no json', '{}', 1)", "cannot be read"),
+        ("INSERT INTO users VALUES (x'41', x'', 'a', '[]', '[]', 1)", "cannot be read"),
+        (
+            "INSERT INTO users VALUES (x'41', x'', 'a', '[]', '{\"max\": \"x\"}', 1)",
+            "cannot be read",
+        ),
+        ("INSERT INTO vhosts VALUES (x'41', '', '[]', '{}', '{}', 1)", "cannot be read"),
+        ("INSERT INTO metadata VALUES ('k', '{')", "cannot be read"),
+        ("DROP TABLE permissions", "no such table"),
+    ],
+)
+def test_spoiled_rows_are_an_error_not_a_policy(tmp_path: Path, spoil: str, message: str) -> None:
+    path = tmp_path / "s.db"
+    Store.open(url(path)).close()
+    change(path, spoil)
+    with pytest.raises(StoreError, match=message):
+        Store.open(url(path))
+
+
+def test_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="does not exist or cannot be entered; create it"):
+        Store.open(url(tmp_path / "no" / "s.db"))
+
+
+def test_path_that_is_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="Is a directory; check the owner"):
+        Store.open(url(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_directory_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="Permission denied"):
+        Store.open(url(tmp_path / "s.db"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("postgresql://u:s3cret@h/db", "not supported yet"),
+        ("postgres://u:s3cret@h/db", "not supported yet"),
+        ("mysql://u:s3cret@h/db", "unknown scheme 'mysql'"),
+        ("/var/lib/s.db", "unknown scheme ''"),
+        ("", "unknown scheme"),
+        ("sqlite://", "three slashes"),
+        ("sqlite:///", "three slashes"),
+        ("sqlite://s3cret@host/path", "three slashes"),
+        ("sqlite:///path?mode=s3cret", "three slashes"),
+        ("sqlite:///a%00b", "NUL"),
+        ("sqlite://[s3cret", "not a URL"),
+    ],
+)
+def test_bad_urls_are_explained_without_their_secrets(bad: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message) as caught:
+        Store.open(bad)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["sqlite://{}", "sqlite:///{}"])
+def test_three_or_four_slashes_are_the_same_absolute_file(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "a b.db"
+    Store.open(form.format(str(path).replace(" ", "%20"))).close()
+    assert path.exists()
+
+
+def test_a_failed_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "s.db"
+    monkeypatch.setattr(
+        "gatekeeper.store.sqlite.MIGRATIONS", (("CREATE TABLE one (x)", "CREATE NONSENSE"),)
+    )
+    with pytest.raises(StoreError, match="syntax error"):
+        Store.open(url(path))
+    monkeypatch.undo()
+    store = Store.open(url(path))
+    assert store.is_blank()
+    store.close()
+
+
+def test_a_transaction_that_sqlite_gave_up_is_an_error(tmp_path: Path) -> None:
+    """A full disk makes SQLite roll back on its own: the commit must not pass for one."""
+    store = Store.open(url(tmp_path / "s.db"))
+    before = store.snapshot
+
+    def lose_it() -> None:
+        with store.change() as draft:
+            draft.add_user(b"u", b"pw")
+            store._database._connection.execute("ROLLBACK")  # type: ignore[attr-defined]
+
+    with pytest.raises(StoreError, match="no transaction is active"):
+        lose_it()
+    assert store.snapshot is before
+    store.add_user(b"u", b"pw")
+    store.close()
+
+
+def test_two_processes_may_create_it_at_once(tmp_path: Path) -> None:
+    """The second finds the schema there once it has the lock."""
+    path = str(tmp_path / "s.db")
+    first = SqliteDatabase.open(path)
+    second = SqliteDatabase(path, sqlite3.connect(path, isolation_level=None))
+    looks = iter([0, VERSION])
+    second._check_ours = lambda: next(looks)  # type: ignore[method-assign]
+    second._check_and_migrate()
+    assert first.load() == second.load()
+    first.close()
+    second.close()
+
+
+def test_a_writer_that_waits_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gatekeeper.store.sqlite.BUSY_TIMEOUT_S", 0.05)
+    path = tmp_path / "s.db"
+    first, second = Store.open(url(path)), Store.open(url(path))
+    with first.change() as draft:
+        draft.add_user(b"a", b"pw")
+        with pytest.raises(StoreError, match="another process holds it; try again"):
+            second.add_user(b"b", b"pw")
+    assert [user.name for user in first.list_users()] == [b"a"]
+    assert second.refresh()
+    assert second.snapshot == first.snapshot
+    first.close()
+    second.close()

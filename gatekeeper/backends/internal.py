@@ -56,7 +56,7 @@ class InternalBackend:
             return Verdict(False, _no_permissions(username, vhost))
         return Verdict(True, f"user '{shown(username)}' has permissions in vhost '{shown(vhost)}'")
 
-    def resource_access(  # noqa: PLR0917 - the port's signature
+    def resource_access(
         self,
         username: bytes,
         state: object,
@@ -73,7 +73,7 @@ class InternalBackend:
     def topic_rule(self, username: bytes, state: object, vhost: bytes, exchange: bytes) -> bool:
         return self._store.topic_permissions(username, vhost, exchange) is not None
 
-    def topic_access(  # noqa: PLR0917 - the port's signature
+    def topic_access(
         self,
         username: bytes,
         state: object,

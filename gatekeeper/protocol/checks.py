@@ -90,10 +90,11 @@ class ExchangeDeleted:
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """tag: ``b""`` where the broker makes it up."""
+    """tag: ``b""`` where the broker makes it up. answered: the broker will answer."""
 
     tag: bytes
     queue: bytes
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +403,7 @@ def _basic_consume(fields: Fields, view: ChannelView, _context: Context) -> Judg
         return Judgement((Step(None, _refuse(ReplyCode.NOT_ALLOWED, text)),))
     steps = () if name == REPLY_TO else (Step(Access(READ, QUEUE, name)),)
     sent = (ticket, name, tag, bits, table) if name != raw else None
-    return Judgement(steps, Consumed(tag, name), None, sent)
+    return Judgement(steps, Consumed(tag, name, answered=not _int(bits) & 8), None, sent)
 
 
 def _basic_get(fields: Fields, view: ChannelView, _context: Context) -> Judgement:

@@ -374,7 +374,7 @@ class ClientFrames:
         elif isinstance(effect, Consumed):
             if effect.tag:
                 view.consumers[effect.tag] = effect.queue
-            else:
+            elif effect.answered:
                 channel.anonymous.append(effect.queue)
         elif isinstance(effect, Cancelled):
             view.consumers.pop(effect.tag, None)

@@ -436,7 +436,7 @@ CLOSE_IDS: Final = {10: 50, 20: 40}
 """Class -> its close method. The close-ok of either is the id after it."""
 
 
-def close_method(  # noqa: PLR0917 - the order of the fields on the wire
+def close_method(
     channel: int, class_id: int, code: int, text: bytes, failing_class: int, failing_method: int
 ) -> bytes:
     """A connection.close (class 10) or channel.close (class 20) frame.

@@ -88,7 +88,7 @@ class Endpoint(asyncio.BufferedProtocol):
         buffer = self._private or self._buffer
         n = len(self._tail)
         if n:
-            if n * 2 > len(buffer.data):
+            if n * 4 > len(buffer.data) * 3:
                 # A single frame that outgrows the shared buffer (frame_max is that large).
                 buffer = self._private = SharedBuffer(n * 4)
             buffer.data[:n] = self._tail
@@ -205,7 +205,7 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def close(self, linger: float = 5.0) -> None:
         """Close when what is written has gone out, or by force after ``linger`` seconds."""
-        if self.lost:
+        if self.lost or self.transport.is_closing():
             return
         self.transport.close()
         asyncio.get_running_loop().call_later(linger, self.abort)

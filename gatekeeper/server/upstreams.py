@@ -160,6 +160,7 @@ class UpstreamLink:
                 reasons.append(f"{server}: no answer within {CONNECT_TIMEOUT:.0f} s")
             except (OSError, ssl.SSLError, ssl.CertificateError) as error:
                 reasons.append(f"{server}: {_plain(error)}")
+        self._stale.set()  # so that its absence, and its return, are noticed and logged
         raise UpstreamUnavailableError(
             f"upstream {self.settings.name}: no broker can be reached ({'; '.join(reasons)})"
         )

@@ -7,7 +7,8 @@ gives Cython the types, so the same source also runs at a few nanoseconds a fram
 * The fast lane knows only what needs no thought: heartbeats, content bodies, acknowledgements,
   and a ``basic.publish`` whose exchange (or exchange and routing key) this channel has been
   granted, taken together with its content header, because user-id and CC/BCC live there and
-  after the method alone has gone out it could not be refused any more.
+  after the method alone has gone out it could not be refused any more. A user-id that is the
+  user's own name, and headers without CC and BCC, are seen to be harmless here.
 * Whatever is odd (a state, a size, a flag, an unknown method) is not judged here. The scanner
   stops in front of it and ``session.py`` decides in readable Python.
 
@@ -69,15 +70,17 @@ class Lane:
     frame_max: largest payload that is accepted, in bytes. RabbitMQ tolerates a payload of
         exactly frame_max although the frame then is 8 bytes longer.
     body_max: largest content body that needs no thought, in bytes.
+    username: a user-id of this value is harmless.
     stop: NEED_MORE or SLOW, after a scan.
     """
 
-    __slots__ = ("body_max", "channels", "frame_max", "stop")
+    __slots__ = ("body_max", "channels", "frame_max", "stop", "username")
 
-    def __init__(self, frame_max: int, body_max: int) -> None:
+    def __init__(self, frame_max: int, body_max: int, username: bytes) -> None:
         self.channels: dict[int, Channel] = {}
         self.frame_max = frame_max
         self.body_max = body_max
+        self.username = username
         self.stop = NEED_MORE
 
 
@@ -151,7 +154,7 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         c = b + 1 + raw[b]
         if c != last or raw[last] & 2:
             return pos
-        flags = 0x13  # user-id, and the two low bits that the broker ignores
+        keyed = False
         if not _same(raw, a, b, channel.last_exchange):
             if not _same(raw, a - 1, c, channel.last_key):
                 name = bytes(raw[a:b])
@@ -164,9 +167,9 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
                     if name not in channel.keys:
                         return pos
                     channel.last_key = name
-                    flags = 0x2013
+                    keyed = True
             else:
-                flags = 0x2013  # and headers, which may hold CC and BCC
+                keyed = True
         # The content header must follow: the two are released together or not at all.
         h = past
         if end - h < 7:
@@ -193,7 +196,12 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         body = (body << 24) | (raw[q + 9] << 16) | (raw[q + 10] << 8) | raw[q + 11]
         if body > lane.body_max:
             return pos
-        if ((raw[q + 12] << 8) | raw[q + 13]) & flags:
+        flags = (raw[q + 12] << 8) | raw[q + 13]
+        if flags & 3:
+            return pos  # bits that RabbitMQ ignores, and that must not go out
+        if (flags & 0x10 or (keyed and flags & 0x2000)) and not _harmless(
+            raw, q + 14, past - 1, flags, keyed, lane.username
+        ):
             return pos
         if body:
             channel.remaining = body
@@ -214,6 +222,99 @@ def _same(raw: bytearray, a: int, b: int, name: bytes | None) -> bool:
             return False
         i += 1
     return True
+
+
+def _harmless(raw: bytearray, p: int, end: int, flags: int, keyed: bool, username: bytes) -> bool:
+    """Do the properties in ``raw[p:end]`` hold nothing to judge?
+
+    True: the user-id, if any, is ``username``; where ``keyed`` (a topic rule looks at routing
+    keys) the headers, if any, hold neither CC nor BCC. Whatever is odd is not harmless.
+    """
+    if flags & 0x8000:  # content-type
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x4000:  # content-encoding
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x2000:  # headers
+        if end - p < 4:
+            return False
+        n = raw[p]
+        n = (n << 24) | (raw[p + 1] << 16) | (raw[p + 2] << 8) | raw[p + 3]
+        p += 4
+        if n > end - p or (keyed and not _no_routes(raw, p, p + n)):
+            return False
+        p += n
+    if flags & 0x1000:  # delivery-mode
+        p += 1
+    if flags & 0x0800:  # priority
+        p += 1
+    if flags & 0x0400:  # correlation-id
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x0200:  # reply-to
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x0100:  # expiration
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x0080:  # message-id
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x0040:  # timestamp
+        p += 8
+    if flags & 0x0020:  # type
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x0010:  # user-id
+        if p >= end or p + 1 + raw[p] > end:
+            return False
+        return _same(raw, p + 1, p + 1 + raw[p], username)
+    return p <= end
+
+
+def _no_routes(raw: bytearray, p: int, end: int) -> bool:
+    """Does the table in ``raw[p:end]`` have neither a key CC nor a key BCC? Odd: no."""
+    while p < end:
+        n = raw[p]
+        p += 1
+        if end - p < n + 1:
+            return False
+        # Both names end in CC: a name that does not is none of them.
+        if (n == 2 or (n == 3 and raw[p] == 66)) and raw[p + n - 1] == 67 and raw[p + n - 2] == 67:
+            return False
+        p += n
+        tag = raw[p]
+        p += 1
+        if tag == 83 or tag == 120 or tag == 70 or tag == 65:  # S x F A  # noqa: PLR1714
+            if end - p < 4:
+                return False
+            n = raw[p]
+            n = (n << 24) | (raw[p + 1] << 16) | (raw[p + 2] << 8) | raw[p + 3]
+            p += 4
+            if n > end - p:
+                return False
+            p += n
+        elif tag == 116 or tag == 98 or tag == 66:  # t b B  # noqa: PLR1714
+            p += 1
+        elif tag == 73 or tag == 105 or tag == 102:  # I i f  # noqa: PLR1714
+            p += 4
+        elif tag == 108 or tag == 76 or tag == 84 or tag == 100:  # l L T d  # noqa: PLR1714
+            p += 8
+        elif tag == 115 or tag == 117:  # s u  # noqa: PLR1714
+            p += 2
+        elif tag == 68:  # D
+            p += 5
+        elif tag != 86:  # V
+            return False
+    return p == end
 
 
 def scan_broker(lane: Lane, buf: bytearray, pos: int, end: int) -> int:

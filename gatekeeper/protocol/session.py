@@ -93,7 +93,7 @@ class Session:
         self.user_channels = user_channels
         self.cancel_notify = cancel_notify
         body_max = min(MAX_CONTENT, context.max_message_size or MAX_CONTENT)
-        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max)
+        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, context.username)
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
         self.swallow_close_ok: set[int] = set()
         self.state = State.RUNNING

@@ -147,7 +147,7 @@ def test_byte_by_byte(scanner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
 @given(data=st.binary(max_size=400))
 def test_any_bytes_are_dealt_with(scanner: ModuleType, data: bytes) -> None:
     """Neither form raises, passes an incomplete frame or answers an offset out of range."""
-    lane = scanner.Lane(131072, 1 << 29)
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
     channel.exchanges.add(b"ok")
     lane.channels[1] = channel
@@ -167,7 +167,7 @@ def test_both_forms_agree_on_mutated_frames(seed: int, flips: list[tuple[int, in
         data[at % len(data)] = value
     ends = []
     for scanner in FORMS:
-        lane = scanner.Lane(4096, 1 << 20)
+        lane = scanner.Lane(4096, 1 << 20, b"alice")
         channel = scanner.Channel()
         channel.exchanges.add(b"ok")
         channel.keys.add(b"\x01t\x01k")
@@ -180,7 +180,7 @@ def test_both_forms_agree_on_mutated_frames(seed: int, flips: list[tuple[int, in
 @both
 def test_the_fast_lane_needs_every_part_of_the_unit(scanner: ModuleType) -> None:
     unit = publish(1)
-    lane = scanner.Lane(131072, 1 << 29)
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
     channel.exchanges.add(b"ok")
     lane.channels[1] = channel
@@ -195,13 +195,13 @@ def test_the_fast_lane_needs_every_part_of_the_unit(scanner: ModuleType) -> None
 
 @both
 @pytest.mark.parametrize(
-    "flags", [0x0010, 0x0001, 0x0002, 0x8010], ids=["user-id", "more", "low bit", "both"]
+    "flags", [0x0010, 0x0001, 0x0002, 0x8010], ids=["user-id", "more", "low bit", "another"]
 )
 def test_headers_with_something_to_judge_leave_the_fast_lane(
     scanner: ModuleType, flags: int
 ) -> None:
     unit = publish(1, properties=struct.pack(">H", flags) + b"\x00\x00")
-    lane = scanner.Lane(131072, 1 << 29)
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
     channel.exchanges.add(b"ok")
     lane.channels[1] = channel
@@ -209,25 +209,95 @@ def test_headers_with_something_to_judge_leave_the_fast_lane(
     assert lane.stop == 1
 
 
+TABLES: list[tuple[bytes, bool]] = [
+    (b"", True),
+    (wire.table([(b"a", ("S", b"CC")), (b"cc", ("t", True)), (b"XCC", ("V", None))]), True),
+    (
+        wire.table(
+            [(b"%d" % n, value) for n, value in enumerate(
+                (("I", 1), ("l", 2), ("D", (1, 2)), ("s", 3), ("d", 1.5), ("f", 1.5), ("b", 1),
+                 ("F", {b"CC": ("A", [("S", b"no")])}), ("A", [("S", b"CC")]), ("x", b"CC"))
+            )]
+        ),
+        True,
+    ),
+    (wire.table([(b"a", ("V", None)), (b"CC", ("A", []))]), False),
+    (wire.table([(b"BCC", ("S", b"x"))]), False),
+    (b"\x01a?", False),
+    (b"\x01aS\x00\x00\x00\xff", False),
+    (b"\x01aI\x00", False),
+    (b"\x05a", False),
+]  # fmt: skip
+
+
 @both
-def test_approved_keys_leave_the_fast_lane_for_headers(scanner: ModuleType) -> None:
-    """CC and BCC are in the headers table: a topic rule has to see them."""
-    lane = scanner.Lane(131072, 1 << 29)
+@pytest.mark.parametrize(("table", "passes"), TABLES)
+def test_approved_keys_leave_the_fast_lane_for_cc_and_bcc(
+    scanner: ModuleType, table: bytes, passes: bool
+) -> None:
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
     channel.keys.add(b"\x01t\x01k")
     lane.channels[1] = channel
-    plain = publish(1, b"t", b"k")
-    table = publish(1, b"t", b"k", properties=b"\x20\x00\x00\x00\x00\x00")
-    for data, passes in ((plain, True), (table, False), (plain, True)):
-        channel.expect = 0
-        done = scanner.scan_client(lane, bytearray(data), 0, len(data))
-        assert (done == len(data)) is passes
+    data = publish(1, b"t", b"k", properties=b"\xa0\x00\x01x" + wire.longstr(table))
+    done = scanner.scan_client(lane, bytearray(data), 0, len(data))
+    assert (done == len(data)) is passes
+
+
+@both
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=60), flags=st.integers(0, 0xFFFF), keyed=st.booleans())
+def test_harmless_properties_hold_nothing_to_judge(
+    scanner: ModuleType, data: bytes, flags: int, keyed: bool
+) -> None:
+    """What the scanner calls harmless, the strict reader must find harmless or malformed."""
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    channel = scanner.Channel()
+    (channel.keys if keyed else channel.exchanges).add(b"\x01t\x01k" if keyed else b"t")
+    lane.channels[1] = channel
+    properties = flags.to_bytes(2, "big") + data
+    unit = publish(1, b"t", b"k", b"", properties=properties)
+    if scanner.scan_client(lane, bytearray(unit), 0, len(unit)) != len(unit):
+        return
+    assert flags & 3 == 0
+    try:
+        read = wire.read_properties(properties)
+    except wire.WireError:
+        return  # the broker refuses it, with whatever is in it
+    assert read.user_id in (None, b"alice")
+    assert not keyed or (read.cc is None and read.bcc is None)
+
+
+@both
+@pytest.mark.parametrize(
+    ("flags", "rest"),
+    [
+        (0x0010, b"\x05alice"),
+        (0xFFFC, b"\x01t\x01e\0\0\0\0\x02\x05\x01c\x01r\x011\x01m" + b"\0" * 8 + b"\x01y"
+         b"\x05alice\x01a\x01c"),
+    ],
+)  # fmt: skip
+def test_the_users_own_user_id_stays_in_the_fast_lane(
+    scanner: ModuleType, flags: int, rest: bytes
+) -> None:
+    for name, passes in ((b"alice", True), (b"alicf", False), (b"alic", False), (b"", False)):
+        lane = scanner.Lane(131072, 1 << 29, name)
+        channel = scanner.Channel()
+        channel.exchanges.add(b"ok")
+        lane.channels[1] = channel
+        unit = publish(1, properties=flags.to_bytes(2, "big") + rest)
+        assert (scanner.scan_client(lane, bytearray(unit), 0, len(unit)) == len(unit)) is passes
+        for cut in range(len(rest)):
+            short = publish(1, properties=flags.to_bytes(2, "big") + rest[:cut])
+            channel.expect = 0
+            done = scanner.scan_client(lane, bytearray(short), 0, len(short))
+            assert done in (0, len(short))
 
 
 def test_a_pair_has_one_spelling() -> None:
     """Exchange "a" with key "bc" must not be taken for exchange "ab" with key "c"."""
     for scanner in FORMS:
-        lane = scanner.Lane(131072, 1 << 29)
+        lane = scanner.Lane(131072, 1 << 29, b"alice")
         channel = scanner.Channel()
         channel.keys.add(b"\x01a\x02bc")
         lane.channels[1] = channel

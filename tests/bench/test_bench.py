@@ -1,0 +1,206 @@
+"""The yardstick itself: ``pytest tests/bench``. Not part of the ordinary run (see README.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pamqp import commands, frame
+from pamqp.header import ContentHeader
+
+from tests.bench import measures, wire
+from tests.bench.__main__ import main
+from tests.bench.client import Client, RefusedError
+from tests.bench.measures import Metric, Scale
+from tests.bench.meter import Meter
+from tests.bench.report import Results, markdown, plain
+from tests.bench.routes import ROUTES, Route, Upstream, sink
+from tests.bench.wire import BenchError
+
+TINY = Scale(200_000, 10, 100, 0.1, 2, 5)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
+    with sink(tmp_path_factory.mktemp("sink")) as upstream:
+        yield upstream
+
+
+@pytest.fixture(
+    params=[
+        "direct",
+        pytest.param(
+            "haproxy",
+            marks=pytest.mark.skipif(
+                shutil.which("haproxy") is None, reason="haproxy is not installed"
+            ),
+        ),
+    ]
+)
+def route(request: pytest.FixtureRequest, broker: Upstream, tmp_path: Path) -> Iterator[Route]:
+    with ROUTES[request.param](broker, tmp_path) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 1024])
+def test_units_are_amqp(size: int) -> None:
+    for unit, method in (
+        (wire.publish(3, size), commands.Basic.Publish),
+        (wire.deliver(3, b"tag", size), commands.Basic.Deliver),
+    ):
+        parsed, at = [], 0
+        for _ in range(2):
+            used, channel, value = frame.unmarshal(unit[at:])
+            assert channel == 3
+            parsed.append(value)
+            at += used
+        assert isinstance(parsed[0], method)
+        assert parsed[0].exchange == "bench"
+        assert isinstance(parsed[1], ContentHeader)
+        assert parsed[1].body_size == size
+        assert parsed[1].properties.delivery_mode == 1
+        assert len(unit) - at == size + 8
+
+
+def test_split_takes_whole_frames_only() -> None:
+    whole = wire.method(1, 20, 11, b"\0\0\0\0") + wire.method(2, 60, 11)
+    for cut in range(len(whole) + 1):
+        inbox = bytearray(whole[:cut])
+        channels = [channel for _, channel, _ in wire.split(inbox)]
+        inbox += whole[cut:]
+        channels += [channel for _, channel, _ in wire.split(inbox)]
+        assert channels == [1, 2]
+        assert not inbox
+
+
+def test_split_refuses_a_lost_frame_end() -> None:
+    with pytest.raises(BenchError, match="no frame end"):
+        list(wire.split(bytearray(wire.method(1, 20, 11)[:-1] + b"\0")))
+
+
+@pytest.mark.parametrize(("unit", "count"), [(b"abc", 0), (b"abc", 5), (b"x" * 1000, 700)])
+def test_stream_repeats_the_unit(unit: bytes, count: int) -> None:
+    stream, sent = wire.Stream(unit, count), bytearray()
+    while stream.left:
+        taken = stream.pending()[:7777]
+        sent += taken
+        stream.advance(len(taken))
+    assert sent == unit * count
+
+
+def test_every_byte_is_accounted_for(route: Route) -> None:
+    measures.verify(route)
+
+
+def test_arrival_is_not_reported_early(broker: Upstream) -> None:
+    unit = wire.publish(1, 64)
+    with Client(broker.port) as client:
+        client.open_channel()
+        client.declare_queue(b"discard:%d" % (10 * len(unit)))
+        client.blast(unit, 9)
+        client.sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # the tenth unit has not been sent
+            client.declare_queue(b"arrived")
+        client.sock.settimeout(5)
+        # The unanswered declare was 10th-unit bytes to the sink: make the unit complete.
+        declare = len(
+            wire.method(1, 50, 10, b"\0\0" + wire.short(b"arrived") + b"\0" + wire.table({}))
+        )
+        client.sock.sendall(bytes(len(unit) - declare))
+        assert client.declare_queue(b"arrived") == 0
+
+
+def test_a_changed_byte_is_seen(broker: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zlib.crc32", lambda _: 1)
+    with pytest.raises(BenchError, match="did not arrive as they were sent"):
+        measures.verify(Route("direct", broker.port))
+
+
+def test_a_gate_that_lets_everything_pass_is_not_measured(broker: Upstream) -> None:
+    with pytest.raises(BenchError, match="no write permission"):
+        measures.verify(Route("gate", broker.port))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        measures.publish(64),
+        measures.publish(1024),
+        measures.deliver(64),
+        measures.handshakes("sink"),
+        measures.idle,
+    ],
+)
+def test_measures_give_figures(route: Route, measure: measures.Measure) -> None:
+    readings = dict(measure(route, TINY))
+    assert all(value > 0 for value in readings.values())
+    if route.meter is not None:
+        assert any("CPU" in metric.title or "RSS" in metric.title for metric in readings)
+
+
+def test_meter_counts_cpu_and_not_sleep() -> None:
+    meter = Meter(os.getpid())
+    begin, own = meter.cpu_ns(), time.process_time_ns()
+    time.sleep(0.05)
+    slept = meter.cpu_ns() - begin
+    sum(range(2_000_000))
+    spent, own = meter.cpu_ns() - begin, time.process_time_ns() - own
+    assert slept < 25_000_000
+    assert spent == pytest.approx(own, rel=0.2)
+    assert meter.rss_bytes() > 1_000_000
+
+
+def test_refusals_carry_code_and_text(broker: Upstream) -> None:
+    with Client(broker.port) as client:
+        client.open_channel()
+        close = wire.method(
+            1, 20, 40, b"\x01\x93" + wire.short(b"ACCESS_REFUSED - no") + b"\0\0\0\0"
+        )
+        client._inbox += close
+        with pytest.raises(RefusedError, match="channel closed: 403 ACCESS_REFUSED - no"):
+            client.declare_queue(b"any")
+        client._expect(50, 11)  # the sink knows of no refusal and has answered
+
+
+def test_report_pairs_rounds() -> None:
+    metric = Metric("m", "ns", 1)
+    results = Results()
+    for number, (ours, theirs) in enumerate([(10.0, 20.0), (30.0, 20.0), (40.0, 80.0)]):
+        results.add(metric, "gate", number, ours)
+        results.add(metric, "haproxy", number, theirs)
+    results.add(Metric("busy", "%", compared=False), "gate", 0, 90)
+    table = results.table(["direct", "haproxy", "gate"])
+    assert table == [
+        ["measure", "unit", "direct", "haproxy", "gate", "gate / haproxy"],
+        ["m", "ns", "-", "20.0 ±75%", "30.0 ±25%", "0.50"],
+        ["busy", "%", "-", "-", "90", "-"],
+    ]
+    assert len(plain(table).splitlines()) == 4
+    assert all(line.count("|") == 7 for line in markdown(table).splitlines())
+
+
+def test_a_route_that_cannot_start_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tests.bench.routes.gate_command", lambda: tmp_path / "absent")
+    status = main(["--quick", "--only", "idle", "--idle", "3", "--routes", "direct,gate"])
+    out = capsys.readouterr().out
+    assert status == 1
+    assert (
+        f"gate: left out of idle (sink): {tmp_path}/absent does not exist: run make install" in out
+    )
+
+
+@pytest.mark.parametrize(
+    "argv", [["--only", "everything"], ["--rounds", "0"], ["--routes", "direct,nginx"]]
+)
+def test_bad_arguments_are_named(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert json.dumps(argv[1])[1:-1].split(",")[-1] in capsys.readouterr().err

@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from gatekeeper.errors import AmqpError
 from gatekeeper.model import Check
@@ -25,6 +26,8 @@ APPROVED_EXCHANGES = 256
 APPROVED_KEYS = 16_384
 ALLOWED_CHECKS = 256
 """Bounds of the per-channel permission cache, in entries; when full it is emptied."""
+
+_NOTHING: frozenset[Check] = frozenset()
 
 
 class Mode(enum.IntEnum):
@@ -62,6 +65,40 @@ class PendingDeclare:
     reads: bool
 
 
+T = TypeVar("T")
+
+
+class Fifo(Generic[T]):
+    """A queue that costs next to nothing while it is empty, as most are on an idle channel."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self) -> None:
+        self._items: deque[T] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def append(self, item: T) -> None:
+        if self._items is None:
+            self._items = deque()
+        self._items.append(item)
+
+    def first(self) -> T:
+        """Raises IndexError where it is empty."""
+        if self._items is None:
+            raise IndexError("first of an empty Fifo")
+        return self._items[0]
+
+    def popleft(self) -> T:
+        item = self.first()
+        if self._items is not None:
+            self._items.popleft()
+            if not self._items:
+                self._items = None
+        return item
+
+
 class ChannelState(Channel):
     __slots__ = (
         "allowed",
@@ -79,21 +116,21 @@ class ChannelState(Channel):
         self.mode = Mode.UNOPENED
         self.view = ChannelView()
         self.content: Content | None = None
-        self.allowed: set[Check] = set()
-        self.declares: deque[PendingDeclare] = deque()
+        self.allowed: set[Check] | frozenset[Check] = _NOTHING
+        self.declares: Fifo[PendingDeclare] = Fifo()
         self.last_declare: PendingDeclare | None = None
-        self.exchange_declares: deque[tuple[bytes, bytes | None]] = deque()
-        self.anonymous: deque[bytes] = deque()
+        self.exchange_declares: Fifo[tuple[bytes, bytes | None]] = Fifo()
+        self.anonymous: Fifo[bytes] = Fifo()
         self.error: AmqpError | None = None
 
     def forget_all(self) -> None:
         """Drop every approval: the policy has changed."""
         self.forget()
-        self.allowed.clear()
+        self.allowed = _NOTHING
 
     def allow(self, check: Check) -> None:
-        if len(self.allowed) >= ALLOWED_CHECKS:
-            self.allowed.clear()
+        if not isinstance(self.allowed, set) or len(self.allowed) >= ALLOWED_CHECKS:
+            self.allowed = set()
         self.allowed.add(check)
 
     def approve_exchange(self, name: bytes) -> None:

@@ -115,7 +115,7 @@ class BrokerFrames:
     def _queue_declare_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         if not channel.declares:
             return PASS
-        pending = channel.declares[0]
+        pending = channel.declares.first()
         name = Reader(payload, 4).shortstr()
         if pending.generated and not self._may_own(number, channel, name, reads=pending.reads):
             channel.declares.popleft()

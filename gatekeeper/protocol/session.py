@@ -136,7 +136,8 @@ class Session:
             if outcome is Outcome.PASS:
                 pos = past
                 continue
-            # What was queued while judging comes after the run in front of it.
+            # What was queued while judging comes after the run in front of it. One copy of the
+            # run, no more: two large allocations a chunk cost more than all the rest.
             if pos > run:
                 self.to_broker.insert(self._mark, buf[run:pos])
             if outcome is Outcome.WAIT:

@@ -117,7 +117,10 @@ class Connection:
                 upstream = await self._connect_upstream(greeted, live)
                 if upstream is None:
                     return
-            await self._pump(greeted, live, upstream)
+            ended = self._pump(greeted, live, upstream)
+            # Most connections idle most of their life: keep nothing that only the way in needed.
+            del self._handshake, greeted, upstream, deadline
+            self._lines.ended(orderly=await ended)
         except TimeoutError:
             awaited = "handshake" if self._handshake.state is State.PRE_INIT else "frame_header"
             self._lines.handshake_timeout(awaited)
@@ -338,7 +341,10 @@ class Connection:
 
     # --- the session ---
 
-    async def _pump(self, greeted: Greeted, live: Live, upstream: UpstreamConnection) -> None:
+    def _pump(
+        self, greeted: Greeted, live: Live, upstream: UpstreamConnection
+    ) -> asyncio.Future[bool]:
+        """Start the session; the future tells when it has ended, and whether in order."""
         gate, lines, identity = self._gate, self._lines, greeted.identity
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[bool] = loop.create_future()
@@ -384,7 +390,7 @@ class Connection:
         self._client.transport.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)
         pump.start(self._handshake.leftover(), upstream.first)
-        lines.ended(orderly=await ended)
+        return ended
 
 
 def _not_allowed(explanation: bytes) -> AmqpError:

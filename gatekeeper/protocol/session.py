@@ -1,9 +1,10 @@
 """One running AMQP connection between a client and a broker, without a socket in sight.
 
 Bytes of either side go in by ``client_data`` and ``broker_data``, which answer how much they
-have dealt with; what is to be sent lies in ``to_broker`` and ``to_client`` afterwards, in
-order. The scanner decides runs of frames; whatever it stops at is judged by
-``fromclient.ClientFrames`` or ``frombroker.BrokerFrames``.
+have dealt with; what is to be sent lies in ``to_broker`` and ``to_client`` afterwards, in order,
+to be taken at once: runs of bytes are views of the caller's buffer. The scanner decides runs of
+frames; whatever it stops at is judged by ``fromclient.ClientFrames`` or
+``frombroker.BrokerFrames``.
 
 An answer may be outstanding (``stalled``): then nothing after it on that side is looked at
 until the pump calls again with the same bytes. Judging again is harmless, because nothing is
@@ -102,8 +103,8 @@ class Session:
         self.abort = False
         self.client_stalled = False
         self.broker_stalled = False
-        self.to_broker: list[bytes | bytearray] = []
-        self.to_client: list[bytes | bytearray] = []
+        self.to_broker: list[bytes | memoryview] = []
+        self.to_client: list[bytes | memoryview] = []
         self._seen = epoch.value
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
@@ -136,10 +137,9 @@ class Session:
             if outcome is Outcome.PASS:
                 pos = past
                 continue
-            # What was queued while judging comes after the run in front of it. One copy of the
-            # run, no more: two large allocations a chunk cost more than all the rest.
+            # What was queued while judging comes after the run in front of it.
             if pos > run:
-                self.to_broker.insert(self._mark, buf[run:pos])
+                self.to_broker.insert(self._mark, memoryview(buf)[run:pos])
             if outcome is Outcome.WAIT:
                 self.client_stalled = True
                 return pos
@@ -148,7 +148,7 @@ class Session:
                 self.client_stalled = self.among(State.DRAINING)
                 return min(past, end)
         if pos > run:
-            self.to_broker.append(buf[run:pos])
+            self.to_broker.append(memoryview(buf)[run:pos])
         return pos
 
     def _judge(self, buf: bytearray, pos: int, past: int) -> Outcome:
@@ -211,7 +211,7 @@ class Session:
                     break
                 continue
             if pos > run:
-                self.to_client.insert(mark, buf[run:pos])
+                self.to_client.insert(mark, memoryview(buf)[run:pos])
             if outcome is Outcome.WAIT:
                 self.broker_stalled = True
                 return pos
@@ -219,7 +219,7 @@ class Session:
             if self.broken or self.among(State.TOLD, State.DONE):
                 return end
         if pos > run:
-            self.to_client.append(buf[run:pos])
+            self.to_client.append(memoryview(buf)[run:pos])
         return end if self.among(State.DONE) else pos
 
     # --- what either side, or the outside, may cause ---

@@ -101,12 +101,15 @@ class Connection:
             heartbeat=heartbeat,
             initial_frame_max=settings.limits.initial_frame_max,
         )
+        self._deadline: asyncio.Timeout | None = None
+        self._judged = gate.epoch.value
 
     async def live(self) -> None:
         """The whole life; returns when the client's socket is closed or about to be."""
         live: Live | None = None
         try:
             async with asyncio.timeout(self._gate.settings.handshake_timeout) as deadline:
+                self._deadline = deadline
                 greeted = await self._greet()
                 if greeted is None:
                     return
@@ -119,7 +122,7 @@ class Connection:
                     return
             ended = self._pump(greeted, live, upstream)
             # Most connections idle most of their life: keep nothing that only the way in needed.
-            del self._handshake, greeted, upstream, deadline
+            del self._handshake, self._deadline, greeted, upstream, deadline
             self._lines.ended(orderly=await ended)
         except TimeoutError:
             awaited = "handshake" if self._handshake.state is State.PRE_INIT else "frame_header"
@@ -191,6 +194,8 @@ class Connection:
         """End a handshake the way RabbitMQ does: told at once, or after a silence, or not."""
         self._lines.failed(fail)
         client = self._client
+        if self._deadline is not None:
+            self._deadline.reschedule(None)  # the failure has a time limit of its own
         if fail.reply is not None and not client.lost:
             client.transport.write(fail.reply)
         if fail.await_close_ok:
@@ -259,6 +264,7 @@ class Connection:
 
     async def _vhost_access(self, greeted: Greeted) -> AmqpError | None:
         identity, vhost = greeted.identity, greeted.vhost
+        self._judged = self._gate.epoch.value  # before the question: it may take its time
         decision = await self._gate.engine.vhost_access(identity, vhost, self._peer)
         if decision.allowed:
             return None
@@ -275,7 +281,6 @@ class Connection:
         """Log in at the broker; then make sure that the grant still stands."""
         gate = self._gate
         link = gate.upstreams.route(greeted.vhost)
-        epoch = gate.epoch.value
         try:
             if link is None:
                 raise UpstreamUnavailableError("no upstream serves this vhost")  # noqa: TRY301
@@ -290,8 +295,8 @@ class Connection:
             await self._refuse_open(self._translated(error.refused, link, greeted))
             return None
         refusal = live.doomed
-        if refusal is None and gate.epoch.value != epoch:
-            refusal = await self._vhost_access(greeted)
+        while refusal is None and gate.epoch.value != self._judged:
+            refusal = await self._vhost_access(greeted) or live.doomed
         if refusal is None and not self._client.lost:
             return upstream
         upstream.endpoint.abort()
@@ -379,14 +384,14 @@ class Connection:
             if not ended.done():
                 ended.set_result(orderly)
 
-        pump = Pump(session, self._client, upstream.endpoint, end, greeted.tuned.heartbeat)
-
-        def force(error: AmqpError) -> None:
+        def log_forced(error: AmqpError) -> None:
             lines.forced(error.explanation.decode("utf-8", "replace"))
-            pump.close(error)
 
+        pump = Pump(
+            session, self._client, upstream.endpoint, end, log_forced, greeted.tuned.heartbeat
+        )
         authority.resume = pump.resume
-        live.close = force
+        live.close = pump.close
         self._client.transport.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)
         pump.start(self._handshake.leftover(), upstream.first)

@@ -12,6 +12,7 @@ the handshakes are read that way.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,9 @@ INBOX_LIMIT = 64 * 1024
 """Bytes that may wait unread during a handshake before reading stops."""
 WRITE_HIGH, WRITE_LOW = 512 * 1024, 128 * 1024
 """Write buffer marks, in bytes: the other side is not read from between high and low."""
+
+IOV_MAX = 1024
+"""Pieces that one writev takes."""
 
 Consumer = Callable[[bytearray, int, int], int]
 """Takes a buffer, a start and an end; answers up to which offset it is done."""
@@ -44,6 +48,7 @@ class Endpoint(asyncio.BufferedProtocol):
     __slots__ = (
         "_buffer",
         "_consumer",
+        "_fd",
         "_held",
         "_inbox",
         "_paused",
@@ -66,6 +71,7 @@ class Endpoint(asyncio.BufferedProtocol):
         self._inbox = bytearray()
         self._consumer: Consumer | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._fd = -1
         self._held = 0
         self._paused = False
         self.ready = ready
@@ -81,6 +87,9 @@ class Endpoint(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
+        if transport.get_extra_info("ssl_object") is None:
+            sock = transport.get_extra_info("socket")
+            self._fd = -1 if sock is None else sock.fileno()
         if self.ready is not None:
             self.ready(self)
 
@@ -110,6 +119,7 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self._fd = -1
         self.error = exc
         self._wake()
         if self.on_lost is not None:
@@ -197,10 +207,30 @@ class Endpoint(asyncio.BufferedProtocol):
                 self._paused = False
                 self.transport.resume_reading()
 
-    def send(self, chunks: list[bytes | bytearray]) -> None:
-        """Write the chunks in one go and clear the list. The chunks must not change any more."""
-        if not self.lost and not self.transport.is_closing():
-            self.transport.write(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+    def send(self, chunks: list[bytes | memoryview]) -> None:
+        """Write the chunks, in order, and clear the list; they may be views that change later.
+
+        On plain TCP with nothing queued they go straight to the socket, uncopied; the transport
+        gets (a copy of) what the socket does not take, and everything else.
+        """
+        if self.lost or self.transport.is_closing():
+            chunks.clear()
+            return
+        if self._fd >= 0 and not self.transport.get_write_buffer_size():
+            try:
+                if len(chunks) == 1:
+                    sent = os.write(self._fd, chunks[0])
+                else:
+                    sent = os.writev(self._fd, chunks[:IOV_MAX])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                sent = 0  # the transport will meet the same error, and report it
+            rest = bytes(chunks[0][sent:]) if len(chunks) == 1 else b"".join(chunks)[sent:]
+            if rest:
+                self.transport.write(rest)
+        else:
+            self.transport.write(b"".join(chunks))
         chunks.clear()
 
     def close(self, linger: float = 5.0) -> None:

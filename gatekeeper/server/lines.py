@@ -13,7 +13,7 @@ from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
 from gatekeeper.protocol.erlang import erlang_string
 from gatekeeper.protocol.events import Fail, LogKind
-from gatekeeper.protocol.methods import method_name
+from gatekeeper.protocol.methods import method_atom
 
 
 def duration(seconds: float) -> str:
@@ -137,7 +137,7 @@ class ConnectionLines:
 
     def refused(self, channel: int, error: AmqpError) -> None:
         """An operation was refused, or the connection ends for an error."""
-        operation = method_name(error.class_id, error.method_id) if error.class_id else "none"
+        operation = method_atom(error.class_id, error.method_id)
         symbol = error.code.name.lower()
         explanation = text(error.explanation)
         fields = self._fields(channel=channel, method=operation, reason=explanation)

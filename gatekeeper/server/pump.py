@@ -30,7 +30,8 @@ FATAL_DELAY = 3.0
 class Pump:
     """One running connection.
 
-    ended: called once, with True if the end was orderly. heartbeat: seconds as negotiated, 0 for
+    ended: called once, with True if the end was orderly. forced: called with the error when a
+    running session is ended that its client did not end. heartbeat: seconds as negotiated, 0 for
     none; heartbeats themselves just pass, but a broker from which nothing has come for two to
     three of them is given up, as a client of its would.
     """
@@ -41,12 +42,14 @@ class Pump:
         client: Endpoint,
         broker: Endpoint,
         ended: Callable[[bool], None],
+        forced: Callable[[AmqpError], None],
         heartbeat: int = 0,
     ) -> None:
         self.session = session
         self._client = client
         self._broker = broker
         self._ended: Callable[[bool], None] | None = ended
+        self._forced = forced
         self._state = State.RUNNING
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -142,8 +145,7 @@ class Pump:
         self._heard = False
         if self._silences >= 2:
             text = f"missed heartbeats from upstream broker, timeout: {self._heartbeat}s"
-            self.session.broker_lost(text.encode())
-            self._flush()
+            self._lose_broker(text.encode())
             return
         self._watch = self._loop.call_later(self._heartbeat, self._listen)
 
@@ -183,6 +185,8 @@ class Pump:
 
     def close(self, error: AmqpError) -> None:
         """End the connection from the gate's side: the client is told, the broker dropped."""
+        if self.session.state is State.RUNNING:
+            self._forced(error)
         self.session.close(error)
         self._flush()
 
@@ -190,9 +194,13 @@ class Pump:
         self._finish()
 
     def _broker_lost(self, _error: Exception | None) -> None:
-        if self._ended is None:
-            return
-        self.session.broker_lost(b"upstream broker connection lost")
+        if self._ended is not None:
+            self._lose_broker(b"upstream broker connection lost")
+
+    def _lose_broker(self, explanation: bytes) -> None:
+        if self.session.state is State.RUNNING:
+            self._forced(AmqpError(ReplyCode.CONNECTION_FORCED, explanation))
+        self.session.broker_lost(explanation)
         self._flush()
 
     def _finish(self) -> None:

@@ -239,9 +239,10 @@ class Dialogue:
             before = (len(self._tail), self.session.state, len(self.client))
             buf = bytearray(self._tail)
             done = self.session.client_data(buf, 0, len(buf))
-            buf[:] = b"\xff" * len(buf)  # the shared buffer is used again
             self._tail = self._tail[done:]
-            moved = self.flush(answer=answer)
+            out, moved = self._take()
+            buf[:] = b"\xff" * len(buf)  # the shared buffer is used again
+            self._to_broker(out, answer=answer)
             if not moved and before == (len(self._tail), self.session.state, len(self.client)):
                 if not self.session.client_stalled or not self.policy.slow:
                     return
@@ -251,16 +252,23 @@ class Dialogue:
 
     def flush(self, *, answer: bool = True) -> bool:
         """Move what waits to be sent; True if there was anything."""
+        out, moved = self._take()
+        self._to_broker(out, answer=answer)
+        return moved
+
+    def _take(self) -> tuple[bytes, bool]:
         session = self.session
         moved = bool(session.to_broker or session.to_client)
         self.client += b"".join(session.to_client)
         session.to_client.clear()
         out = b"".join(session.to_broker)
         session.to_broker.clear()
+        return out, moved
+
+    def _to_broker(self, out: bytes, *, answer: bool) -> None:
         reply = self.broker.answer(out)
         if answer and reply:
             self.reply(reply)
-        return moved
 
     def reply(self, data: bytes) -> None:
         """Bytes from the broker."""
@@ -269,12 +277,12 @@ class Dialogue:
         for _ in range(100):
             buf = bytearray(self._broker_tail)
             done = session.broker_data(buf, 0, len(buf))
-            buf[:] = b"\xff" * len(buf)
             self._broker_tail = self._broker_tail[done:]
+            self.client += b"".join(session.to_client)
+            session.to_client.clear()
+            buf[:] = b"\xff" * len(buf)
             if not session.broker_stalled:
                 break
-        self.client += b"".join(session.to_client)
-        session.to_client.clear()
 
     # --- what came out ---
 

@@ -49,7 +49,9 @@ class UpstreamHandshake:
     username, password: of the service account, or the client's own. vhost: the exact bytes.
     client_properties: raw table content, see :func:`upstream_properties`. wanted: channel_max,
     frame_max and heartbeat as negotiated with the client (the broker must allow them), or None
-    to take what the broker offers. Bytes of any content never raise.
+    to take what the broker offers. eager: the broker is known to offer the mechanism, so send
+    everything at once with the protocol header and save two round trips; what it answers is
+    checked all the same. Bytes of any content never raise.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class UpstreamHandshake:
         vhost: bytes,
         client_properties: bytes,
         wanted: tuple[int, int, int] | None,
+        eager: bool = False,
     ) -> None:
         self.stage = Stage.START
         self._lost = False
@@ -70,12 +73,15 @@ class UpstreamHandshake:
         self._vhost = vhost
         self._client_properties = client_properties
         self._wanted = wanted
+        self._eager = eager and wanted is not None and not self._plain_cannot_carry()
         self._buffer = FrameBuffer()
         self._events: deque[UpstreamEvent] = deque()
 
     def start(self) -> bytes:
-        """The protocol header, to be sent first."""
-        return HEADER_0_9_1
+        """What is to be sent first: the protocol header, and all the rest where ``eager``."""
+        if self._wanted is None or not self._eager:
+            return HEADER_0_9_1
+        return HEADER_0_9_1 + self._start_ok() + self._tune_ok_and_open(self._wanted)
 
     @property
     def wants_data(self) -> bool:
@@ -164,11 +170,18 @@ class UpstreamHandshake:
             shown = erlang_binary(offered[:SHOWN])
             self._break(f"the broker does not offer {self._mechanism}, but {shown}")
             return
+        self.stage = Stage.LOGIN
+        if self._plain_cannot_carry():
+            # PLAIN separates by NUL: the broker could read another name out of it.
+            self._break("user name or password holds a NUL octet, which PLAIN cannot carry")
+        elif not self._eager:
+            self._events.append(Send(self._start_ok()))
+
+    def _plain_cannot_carry(self) -> bool:
+        return self._mechanism == "PLAIN" and b"\0" in self._username + self._password.value
+
+    def _start_ok(self) -> bytes:
         if self._mechanism == "PLAIN":
-            if b"\0" in self._username + self._password.value:
-                # PLAIN separates by NUL: the broker could read another name out of it.
-                self._break("user name or password holds a NUL octet, which PLAIN cannot carry")
-                return
             response = b"\0" + self._username + b"\0" + self._password.value
         else:
             response = wire.table(
@@ -180,12 +193,19 @@ class UpstreamHandshake:
             + wire.longstr(response)
             + wire.shortstr(b"en_US")
         )
-        self.stage = Stage.LOGIN
-        self._events.append(Send(wire.method(0, 10, 11, args)))
+        return wire.method(0, 10, 11, args)
+
+    def _tune_ok_and_open(self, limits: tuple[int, int, int]) -> bytes:
+        channel_max, frame_max, heartbeat = limits
+        args = channel_max.to_bytes(2, "big") + frame_max.to_bytes(4, "big")
+        tune_ok = wire.method(0, 10, 31, args + heartbeat.to_bytes(2, "big"))
+        open_args = wire.shortstr(self._vhost) + wire.shortstr(b"") + b"\x00"
+        return tune_ok + wire.method(0, 10, 40, open_args)
 
     def _tune(self, fields: tuple[Any, ...]) -> None:
         offered = Tuned(*fields)
-        channel_max, frame_max, heartbeat = self._wanted or fields
+        limits = self._wanted or (offered.channel_max, offered.frame_max, offered.heartbeat)
+        channel_max, frame_max, _heartbeat = limits
         self._events.append(offered)
         fault = _exceeds("channel_max", channel_max, offered.channel_max) or _exceeds(
             "frame_max", frame_max, offered.frame_max
@@ -193,11 +213,9 @@ class UpstreamHandshake:
         if fault:
             self._break(fault)
             return
-        args = channel_max.to_bytes(2, "big") + frame_max.to_bytes(4, "big")
-        tune_ok = wire.method(0, 10, 31, args + heartbeat.to_bytes(2, "big"))
-        open_args = wire.shortstr(self._vhost) + wire.shortstr(b"") + b"\x00"
         self.stage = Stage.OPEN
-        self._events.append(Send(tune_ok + wire.method(0, 10, 40, open_args)))
+        if not self._eager:
+            self._events.append(Send(self._tune_ok_and_open(limits)))
 
     def _open_ok(self, _fields: tuple[Any, ...]) -> None:
         self.stage = Stage.DONE

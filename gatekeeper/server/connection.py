@@ -242,8 +242,7 @@ class Connection:
             gate.registry.remove(live)
             raise
         if error is not None:
-            gate.registry.remove(live)
-            await self._refuse_open(error)
+            await self._refuse_open(error, live)
             return None
         return live
 
@@ -272,7 +271,9 @@ class Connection:
             return AmqpError(ReplyCode.INTERNAL_ERROR)
         return vhost_refused(vhost, identity.username, decision)
 
-    async def _refuse_open(self, error: AmqpError) -> None:
+    async def _refuse_open(self, error: AmqpError, live: Live | None = None) -> None:
+        if live is not None:
+            self._gate.registry.remove(live)  # it takes nobody's place while it reads the reason
         await self._fail(self._handshake.refuse_open(error.code, error.explanation))
 
     # --- the broker ---
@@ -288,11 +289,11 @@ class Connection:
         except UpstreamUnavailableError as error:
             self._lines.upstream_failed(str(error))
             forced = AmqpError(ReplyCode.CONNECTION_FORCED, b"upstream broker is unavailable")
-            await self._refuse_open(forced)
+            await self._refuse_open(forced, live)
             return None
         except UpstreamRefusedError as error:
             self._lines.upstream_failed(str(error))
-            await self._refuse_open(self._translated(error.refused, link, greeted))
+            await self._refuse_open(self._translated(error.refused, link, greeted), live)
             return None
         refusal = live.doomed
         while refusal is None and gate.epoch.value != self._judged:
@@ -301,7 +302,7 @@ class Connection:
             return upstream
         upstream.endpoint.abort()
         if refusal is not None:
-            await self._refuse_open(refusal)
+            await self._refuse_open(refusal, live)
         return None
 
     async def _log_in(self, link: UpstreamLink, greeted: Greeted) -> UpstreamConnection:

@@ -72,6 +72,7 @@ class BrokerFacts:
     server_properties: bytes
     product: str
     version: str
+    mechanisms: tuple[str, ...]
     limits: tuple[int, int, int] | None
 
 
@@ -130,6 +131,7 @@ class UpstreamLink:
             vhost=vhost,
             client_properties=properties,
             wanted=wanted,
+            eager=self.facts is not None and mechanism in self.facts.mechanisms,
         )
         endpoint = await self._reach(peer)
         try:
@@ -243,6 +245,7 @@ class UpstreamLink:
             learned.server_properties,
             learned.product.decode("utf-8", "replace"),
             learned.version.decode("utf-8", "replace"),
+            learned.mechanisms,
             limits,
         )
 

@@ -44,8 +44,10 @@ def make(
     password: bytes = b"swordfish",
     vhost: bytes = b"/",
     wanted: tuple[int, int, int] | None = WANTED,
+    eager: bool = False,
 ) -> UpstreamHandshake:
     return UpstreamHandshake(
+        eager=eager,
         mechanism=mechanism,
         username=username,
         password=Secret(password),
@@ -357,3 +359,25 @@ def test_any_bytes(stage: Stage, script: list[bytes]) -> None:
     assert bool(ends) == (not machine.wants_data)
     assert not ends or events[-1] is ends[0]
     assert feed_by_bytes(at(stage), data) == events
+
+
+def test_eager_sends_the_same_at_once(feed: Feed) -> None:
+    """Against a known broker: the same bytes, before it has said anything; the same checks."""
+    stream = start() + tune() + OPEN_OK
+    patient, eager = make(), make(eager=True)
+    events = feed(patient, stream)
+    sent = b"".join(event.data for event in events if isinstance(event, Send))
+    assert eager.start() == patient.start() + sent
+    assert feed(eager, stream) == [event for event in events if not isinstance(event, Send)]
+
+
+def test_eager_needs_limits_and_a_carriable_password() -> None:
+    header = make().start()
+    assert make(eager=True, wanted=None).start() == header
+    assert make(eager=True, username=b"a\0b").start() == header
+
+
+def test_eager_still_checks_what_the_broker_allows(feed: Feed) -> None:
+    machine = make(eager=True)
+    machine.start()
+    assert isinstance(feed(machine, start() + tune(frame_max=8192))[-1], Broken)

@@ -27,6 +27,7 @@ from gatekeeper.protocol.frames import COMPILED
 from gatekeeper.server.connection import Connection, Gate
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
 from gatekeeper.server.registry import Registry
 from gatekeeper.server.tasks import Owner
@@ -122,11 +123,16 @@ class App:
     def _store_changed(self, event: StoreEvent) -> None:
         match event:
             case UserDeleted(name):
+                self._deleted(f"for user '{text(name)}' because the user is being deleted")
                 self._registry.user_deleted(name)
             case VhostDeleted(name):
+                self._deleted(f"in vhost '{text(name)}' because it's being deleted")
                 self._registry.vhost_deleted(name)
             case _:
                 pass
+
+    def _deleted(self, what: str) -> None:
+        self._gate.connection_log.info(f"Closing all connections {what}")
 
     def _task_failed(self, error: BaseException) -> None:
         self._log.error("internal error in a background task", exc_info=error)

@@ -20,10 +20,10 @@ from typing import Protocol
 
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.model import Check, Decision
-from gatekeeper.protocol.channels import ChannelState
+from gatekeeper.protocol.channels import MAX_REMEMBERED, ChannelState, Mode
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.erlang import frame_octets
-from gatekeeper.protocol.frames import NEED_MORE, Lane, scan_broker, scan_client
+from gatekeeper.protocol.frames import BODY, NEED_MORE, Lane, scan_broker, scan_client
 from gatekeeper.protocol.frombroker import BrokerFrames
 from gatekeeper.protocol.fromclient import ClientFrames
 from gatekeeper.protocol.layouts import Abort
@@ -58,9 +58,12 @@ class SessionPolicy(Protocol):
     def update_secret(self, secret: bytes) -> AmqpError | bool | None:
         """True: taken. An error: what the client is told."""
 
-    def exchange_declared(self, exchange: bytes, kind: bytes) -> None: ...
+    def exchange_declared(self, exchange: bytes, kind: bytes) -> None:
+        """The broker has confirmed a declare. Maybe long ago: a client that does not read keeps
+        its answers waiting, and the exchange may have been replaced since."""
 
-    def exchange_forgotten(self, exchange: bytes) -> None: ...
+    def exchange_forgotten(self, exchange: bytes) -> None:
+        """A declare or a delete is on its way, or a delete has been confirmed."""
 
     def refused(self, channel: int, error: AmqpError) -> None:
         """For the log: an operation was refused, or the connection is closed for an error."""
@@ -93,7 +96,8 @@ class Session:
         self.channel_max = channel_max
         self.user_channels = user_channels
         self.cancel_notify = cancel_notify
-        body_max = min(MAX_CONTENT, context.max_message_size or MAX_CONTENT)
+        limit = context.max_message_size
+        body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
         self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, context.username)
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
         self.swallow_close_ok: set[int] = set()
@@ -106,6 +110,7 @@ class Session:
         self.to_broker: list[bytes | memoryview] = []
         self.to_client: list[bytes | memoryview] = []
         self._seen = epoch.value
+        self._remembered = 0
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
 
@@ -134,6 +139,9 @@ class Session:
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
             outcome = self._judge(buf, pos, past)
+            if self.epoch.value != self._seen:
+                # The frame itself has changed what approvals rest on (an exchange is deleted).
+                self.forget()
             if outcome is Outcome.PASS:
                 pos = past
                 continue
@@ -227,8 +235,38 @@ class Session:
     def forget(self) -> None:
         """The policy has changed: no approval holds any more."""
         self._seen = self.epoch.value
+        self._client.start_over()
+        self._forget_approvals()
+
+    def _forget_approvals(self) -> None:
+        if not self._remembered:
+            return  # a client may cause this at will, and have thousands of channels
+        self._remembered = 0
         for channel in self.channels.values():
             channel.forget_all()
+
+    def remembered(self) -> None:
+        """A channel has remembered one more permission: keep all of them within bounds."""
+        self._remembered += 1
+        if self._remembered > MAX_REMEMBERED:
+            self._forget_approvals()
+
+    def interject(
+        self, number: int, channel: ChannelState, data: bytes, error: AmqpError | None = None
+    ) -> None:
+        """Send the broker something of the gate's own on a channel, then refuse it for ``error``.
+
+        At once, or when the content is complete of which the broker has a part.
+        """
+        content = channel.content
+        if channel.expect == BODY and not (content is not None and content.discard):
+            channel.mode = Mode.FINISHING
+            channel.deferred = [*(channel.deferred or ()), data]
+            channel.error = channel.error or error
+            return
+        self.to_broker.append(data)
+        if error is not None:
+            self.refuse_channel(number, error)
 
     def refuse_channel(self, number: int, error: AmqpError) -> None:
         """Close the channel at the broker first: its earlier replies come before the refusal."""
@@ -248,10 +286,20 @@ class Session:
         error = self.error
         if error is None:
             return
+        self.tell_refusals()
         self.to_client.append(
             close_method(0, 10, error.code, error.text, error.class_id, error.method_id)
         )
         self.state = State.TOLD
+
+    def tell_refusals(self) -> None:
+        """Before the connection ends: the refusals of channels that came first.
+
+        A broker that is told to close the connection answers a channel's close no more.
+        """
+        for number, channel in self.channels.items():
+            if channel.mode == Mode.REFUSING:
+                self._broker.tell_refusal(number, channel)
 
     def close(self, error: AmqpError) -> None:
         """The gate ends the connection (320 and the like): the client is told at once."""

@@ -25,6 +25,9 @@ WRITE_HIGH, WRITE_LOW = 512 * 1024, 128 * 1024
 IOV_MAX = 1024
 """Pieces that one writev takes."""
 
+LINGER = 5.0
+"""Seconds that a peer has to read what was written before its socket was closed."""
+
 Consumer = Callable[[bytearray, int, int], int]
 """Takes a buffer, a start and an end; answers up to which offset it is done."""
 
@@ -115,6 +118,9 @@ class Endpoint(asyncio.BufferedProtocol):
         self._wake()
 
     def eof_received(self) -> bool:
+        # Closed here, not by the transport, which would wait for ever for a peer that ends its
+        # side and does not read what was written.
+        self.close()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -233,12 +239,16 @@ class Endpoint(asyncio.BufferedProtocol):
             self.transport.write(b"".join(chunks))
         chunks.clear()
 
-    def close(self, linger: float = 5.0) -> None:
+    def write(self, data: bytes) -> None:
+        """Send ``data``; nothing at all where the connection is lost (the loop would raise)."""
+        self.send([data])
+
+    def close(self, linger: float | None = None) -> None:
         """Close when what is written has gone out, or by force after ``linger`` seconds."""
         if self.lost or self.transport.is_closing():
             return
         self.transport.close()
-        asyncio.get_running_loop().call_later(linger, self.abort)
+        asyncio.get_running_loop().call_later(LINGER if linger is None else linger, self.abort)
 
     def abort(self) -> None:
         if not self.lost:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import sqlite3
+import tempfile
 import subprocess
 import sys
 from pathlib import Path
@@ -181,11 +182,20 @@ def test_path_that_is_a_directory(tmp_path: Path) -> None:
         Store.open(url(tmp_path))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_directory_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(StoreError, match="Permission denied"):
-        Store.open(url(tmp_path / "s.db"))
+def test_directory_without_permission() -> None:
+    """As nobody, where the tests run as root, who may write anywhere."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        if root:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(StoreError, match="Permission denied"):
+                Store.open(url(Path(folder) / "s.db"))
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(folder).chmod(0o755)
 
 
 @pytest.mark.parametrize(

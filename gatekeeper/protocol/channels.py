@@ -75,13 +75,14 @@ class PendingExchange:
     """An exchange.declare or delete that the broker has not answered.
 
     kind: the type that is declared; None where nothing is declared.
-    changes: not a passive declare.
+    changes: not a passive declare. number: of the change, as the policy counts it.
     """
 
     name: bytes
     kind: bytes | None = None
     swallow: bool = False
     changes: bool = True
+    number: int = 0
 
 
 T = TypeVar("T")

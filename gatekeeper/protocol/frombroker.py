@@ -175,14 +175,14 @@ class BrokerFrames:
         if pending is None:
             return PASS
         if pending.kind is not None:
-            self._s.policy.exchange_declared(pending.name, pending.kind)
+            self._s.policy.exchange_changed(pending.name, pending.kind, pending.number)
         return TAKEN if pending.swallow else PASS
 
     def _exchange_delete_ok(self, _number: int, channel: ChannelState, _payload: bytes) -> Outcome:
         pending = channel.changed(channel.exchange_deletes)
         if pending is None:
             return PASS
-        self._s.policy.exchange_forgotten(pending.name)
+        self._s.policy.exchange_changed(pending.name, None, pending.number)
         return TAKEN if pending.swallow else PASS
 
     def _cancel(self, _number: int, channel: ChannelState, payload: bytes) -> Outcome:

@@ -432,17 +432,17 @@ class ClientFrames:
             if effect.answered or effect.generated:
                 channel.declares.append(pending)
         elif isinstance(effect, ExchangeDeclared):
-            change = PendingExchange(effect.name, effect.type, effect.swallow)
+            number = policy.exchange_changing(effect.name)
+            change = PendingExchange(effect.name, effect.type, effect.swallow, number=number)
             channel.change(change, channel.exchange_declares)
-            policy.exchange_forgotten(effect.name)
         elif isinstance(effect, ExchangeSeen):
             if effect.answered:
                 seen = PendingExchange(effect.name, changes=False)
                 channel.change(seen, channel.exchange_declares)
         elif isinstance(effect, ExchangeDeleted):
-            change = PendingExchange(effect.name, swallow=effect.swallow)
+            number = policy.exchange_changing(effect.name)
+            change = PendingExchange(effect.name, swallow=effect.swallow, number=number)
             channel.change(change, channel.exchange_deletes)
-            policy.exchange_forgotten(effect.name)
         elif isinstance(effect, Consumed):
             view.consumers[effect.tag] = effect.queue
             view.tags += 1

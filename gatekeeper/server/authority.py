@@ -79,11 +79,11 @@ class Authority:
     def _vhost_access(self) -> Decision | Awaitable[Decision]:
         return self._engine.vhost_access(self._identity, self._vhost, self._peer)
 
-    def exchange_declared(self, exchange: bytes, kind: bytes) -> None:
-        self._exchanges.declared(self._vhost, exchange, kind)
+    def exchange_changing(self, exchange: bytes) -> int:
+        return self._exchanges.changing(self._vhost, exchange)
 
-    def exchange_forgotten(self, exchange: bytes) -> None:
-        self._exchanges.forgotten(self._vhost, exchange)
+    def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
+        self._exchanges.changed(self._vhost, exchange, kind, change)
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self._lines.refused(channel, error)
@@ -104,11 +104,13 @@ class Authority:
         if not isinstance(answer, Awaitable):
             return answer
         self._asked.add(key)
-        self._owner.start(self._settle(key, answer, failed))
+        self._owner.start(self._settle(key, self._epoch.value, answer, failed))
         return None
 
-    async def _settle(self, key: Hashable, pending: Awaitable[object], answer: object) -> None:
-        epoch = self._epoch.value
+    async def _settle(
+        self, key: Hashable, epoch: int, pending: Awaitable[object], answer: object
+    ) -> None:
+        """epoch: when the question was asked. answer: where it ends in an exception."""
         try:
             answer = await pending
         finally:  # whatever has happened: a client must not wait for an answer for ever

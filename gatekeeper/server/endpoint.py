@@ -90,7 +90,10 @@ class Endpoint(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
-        if transport.get_extra_info("ssl_object") is None:
+        # INVARIANT: never the socket itself where TLS is on it, also if TLS began later (start_tls
+        # calls this a second time): what is written there goes out unencrypted.
+        self._fd = -1
+        if transport.get_extra_info("sslcontext") is None:
             sock = transport.get_extra_info("socket")
             self._fd = -1 if sock is None else sock.fileno()
         if self.ready is not None:
@@ -259,3 +262,4 @@ HOLD_INBOX = 1
 HOLD_STALLED = 2  # the next frame waits for an answer
 HOLD_PRESSURE = 4  # the other side takes no more
 HOLD_CLOSED = 8  # nothing more will be read
+HOLD_UNREAD = 16  # the peer does not read the gate's own answers

@@ -152,7 +152,9 @@ class Exchanges:
         self._relied: set[tuple[bytes, bytes]] = set()
         self._asking: dict[tuple[bytes, bytes], asyncio.Task[ExchangeKind]] = {}
         self._changed: set[tuple[bytes, bytes]] = set()
-        self._doubtful: dict[tuple[bytes, bytes], float] = {}
+        self._changes = 0
+        self._doubts: dict[int, tuple[bytes, bytes]] = {}
+        self._doubtful: dict[tuple[bytes, bytes], int] = {}
         self._all_doubtful = 0.0
         self._probers: dict[bytes, _Prober] = {}
 
@@ -226,37 +228,57 @@ class Exchanges:
             self._relied.discard(key)
             self._epoch.bump()
 
-    def declared(self, vhost: bytes, exchange: bytes, kind: bytes) -> None:
-        """The broker has confirmed a declare: the type it has now is certain."""
-        key = (vhost, exchange)
-        if key in self._asking:
-            self._changed.add(key)
-        doubted = self._doubtful.pop(key, None) is not None
-        if doubted or key in self._relied or key in self._known:
-            self._forget(key)
-            self._keep(key, ExchangeKind.TOPIC if kind == b"topic" else ExchangeKind.OTHER)
+    def changing(self, vhost: bytes, exchange: bytes) -> int:
+        """A declare or delete is on its way: what was known no longer counts.
 
-    def forgotten(self, vhost: bytes, exchange: bytes) -> None:
-        """It may soon be gone, or be another: what was known of it no longer counts.
-
-        The broker has not done it yet, so for a while its answer could still be the old one,
-        while what the client sends next meets the new exchange.
+        Until it is answered (or seconds have passed) the exchange is in doubt: the broker could
+        still tell of the old one, while what the client sends next meets the new one. Every
+        change has its own doubt, which no other's late answer can end.
         """
         key = (vhost, exchange)
+        self._changed_while_asking(key)
+        self._forget(key)
+        self._changes += 1
+        loop = asyncio.get_running_loop()
+        if len(self._doubts) >= BOUND:
+            self._all_doubtful = loop.time() + KEEP
+        else:
+            self._doubts[self._changes] = key
+            self._doubtful[key] = self._doubtful.get(key, 0) + 1
+            loop.call_later(KEEP, self._no_doubt, self._changes)
+        return self._changes
+
+    def changed(self, vhost: bytes, exchange: bytes, kind: bytes | None, change: int) -> None:
+        """The broker has answered a change: the exchange is of type ``kind``, None: gone.
+
+        Only the stricter half is believed: the client may have read the answer so late that it
+        is no longer true.
+        """
+        key = (vhost, exchange)
+        self._changed_while_asking(key)
+        doubted = self._no_doubt(change)
+        if kind == b"topic" and (doubted or key in self._relied or key in self._known):
+            self._forget(key)
+            self._keep(key, ExchangeKind.TOPIC)
+        else:
+            self._forget(key)
+
+    def _changed_while_asking(self, key: tuple[bytes, bytes]) -> None:
         if key in self._asking:
             self._changed.add(key)
-        self._forget(key)
-        now = asyncio.get_running_loop().time()
-        if len(self._doubtful) >= BOUND:
-            self._doubtful = {k: end for k, end in self._doubtful.items() if end > now}
-        if len(self._doubtful) < BOUND:
-            self._doubtful[key] = now + KEEP
-        else:
-            self._all_doubtful = now + KEEP
+
+    def _no_doubt(self, change: int) -> bool:
+        """End the doubt of one change; True if there was one."""
+        key = self._doubts.pop(change, None)
+        if key is None:
+            return False
+        self._doubtful[key] -= 1
+        if not self._doubtful[key]:
+            del self._doubtful[key]
+        return True
 
     def _in_doubt(self, key: tuple[bytes, bytes]) -> bool:
-        until = max(self._doubtful.get(key, 0.0), self._all_doubtful)
-        return asyncio.get_running_loop().time() < until
+        return key in self._doubtful or asyncio.get_running_loop().time() < self._all_doubtful
 
     async def close(self) -> None:
         await self._owner.close()

@@ -17,6 +17,7 @@ from gatekeeper.server.endpoint import (
     HOLD_CLOSED,
     HOLD_PRESSURE,
     HOLD_STALLED,
+    HOLD_UNREAD,
     Endpoint,
 )
 
@@ -68,6 +69,7 @@ class Pump:
         self._silences = 0
         self._client_heard = True
         self._client_silences = 0
+        self._resuming = False
         self._watch: asyncio.TimerHandle | None = None
 
     def start(self, from_client: bytes, from_broker: bytes) -> None:
@@ -92,9 +94,15 @@ class Pump:
         session = self.session
         self._client_heard = True
         done = session.client_data(buf, pos, end)
+        if session.to_client and not self._client.writable:
+            # The gate's own answers to a client that does not read must not pile up. What comes
+            # from the broker is no reason to stop: such a client may be busy publishing.
+            self._client.hold(HOLD_UNREAD)
         self._flush()
         if session.client_stalled:
             self._client.hold(HOLD_STALLED)
+            if session.client_tired:
+                self.resume()
         else:
             self._client.release(HOLD_STALLED)
         return done
@@ -109,11 +117,13 @@ class Pump:
             return end
         if session.broker_stalled:
             self._broker.hold(HOLD_STALLED)
+            if session.broker_tired:
+                self.resume()
         else:
             self._broker.release(HOLD_STALLED)
         if session.client_stalled:
             # What it waits for may just have come. Not now: the shared buffer is in use.
-            self._loop.call_soon(self._client.refeed)
+            self.resume()
         return done
 
     def _flush(self) -> None:
@@ -126,18 +136,28 @@ class Pump:
             self._moved(session.state)
 
     def resume(self) -> None:
-        """An answer has come: judge again what waited for it."""
-        self._loop.call_soon(self._refeed)
+        """An answer has come: judge again what waited for it, in the loop's next turn."""
+        if not self._resuming:
+            self._resuming = True
+            self._loop.call_soon(self._refeed)
 
     def _refeed(self) -> None:
-        if self.session.client_stalled:
-            self._client.refeed()
-        if self.session.broker_stalled:
-            self._broker.refeed()
+        self._resuming = False
+        try:
+            if self.session.client_stalled:
+                self._client.refeed()
+            if self.session.broker_stalled:
+                self._broker.refeed()
+        except Exception:
+            # In a read callback the loop would close the socket; here it is ours to do.
+            self._client.abort()
+            raise
 
     # --- backpressure ---
 
     def _client_writable(self, writable: bool) -> None:
+        if writable:
+            self._client.release(HOLD_UNREAD)
         self._press(self._broker, writable=writable)
 
     def _broker_writable(self, writable: bool) -> None:

@@ -757,11 +757,6 @@ def test_a_user_without_any_right_left(gate: Gate, world: World, store_path: Pat
     assert not world.exists(b"m.behind")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="server/exchanges.py: Exchanges.declared keeps OTHER from an answer of any age; "
-    "it may keep TOPIC only, and has to ask the broker for everything else",
-)
 def test_an_answer_that_its_client_left_unread(gate: Gate, world: World) -> None:
     """What a declare has once made of an exchange says nothing of what it is now.
 

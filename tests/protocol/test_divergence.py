@@ -66,13 +66,13 @@ class Exchanges(Policy):
             return Decision(True, "not a topic exchange")
         return super().check(check)
 
-    def exchange_declared(self, exchange: bytes, kind: bytes) -> None:
-        super().exchange_declared(exchange, kind)
-        self.topic = kind == b"topic"
+    def exchange_changing(self, exchange: bytes) -> int:
         self._bump()
+        return super().exchange_changing(exchange)
 
-    def exchange_forgotten(self, exchange: bytes) -> None:
-        super().exchange_forgotten(exchange)
+    def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
+        super().exchange_changed(exchange, kind, change)
+        self.topic = kind == b"topic"
         self._bump()
 
     def _bump(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.checks import Context
+from gatekeeper.protocol.session import JUDGED_AT_ONCE
 from gatekeeper.protocol.states import State
 from tests.protocol.dialogue import Dialogue, Policy, call, open_channel, publish
 
@@ -546,3 +547,36 @@ def test_answers_that_take_time_change_nothing() -> None:
     slow.send(script)
     assert slow.broker.received == fast.broker.received
     assert slow.by_channel() == fast.by_channel()
+
+
+# --- fairness ---
+
+
+def test_readable_code_takes_turns(one: Dialogue) -> None:
+    """A chunk full of frames that must be judged is not judged in one go."""
+    data = bytearray(declare(1, b"q") * (3 * JUDGED_AT_ONCE))
+    session = one.session
+    done = session.client_data(data, 0, len(data))
+    assert 0 < done < len(data)
+    assert session.client_tired
+    assert session.client_stalled
+    assert len(b"".join(session.to_broker)) == done
+    session.to_broker.clear()
+    one.send(bytes(data[done:]))
+    assert not session.client_tired
+    assert len(one.broker.received) == len(open_channel(1)) + len(data) - done
+
+
+def test_the_fast_lane_is_not_tired(one: Dialogue) -> None:
+    data = bytearray(publish(1) * (3 * JUDGED_AT_ONCE))
+    assert one.session.client_data(data, 0, len(data)) == len(data)
+    assert not one.session.client_tired
+
+
+def test_answers_of_the_broker_take_turns_too(one: Dialogue) -> None:
+    one.send(declare(1, b"q") * (3 * JUDGED_AT_ONCE), answer=False)
+    data = bytearray(call(1, DECLARE_OK, b"q", 0, 0) * (3 * JUDGED_AT_ONCE))
+    done = one.session.broker_data(data, 0, len(data))
+    assert 0 < done < len(data)
+    assert one.session.broker_tired
+    assert len(b"".join(one.session.to_client)) == done

@@ -144,15 +144,6 @@ async def test_a_broker_that_is_away_comes_back(
         assert len(local.log.matching("clients are refused until it is back")) == 1
 
 
-async def test_credentials_of_the_client_that_the_broker_refuses(
-    tmp_path: Path, fake: FakeBroker
-) -> None:
-    async with gate(tmp_path, fake.port, {"upstreams.default.credentials": "client"}) as local:
-        fake.login = refuses_login
-        text = b"NOT_ALLOWED - access to vhost '/' refused for user 'alice' by the upstream broker"
-        assert await refused_login(local) == (530, text)
-
-
 async def test_a_client_that_leaves_while_the_broker_thinks(
     tmp_path: Path, fake: FakeBroker
 ) -> None:

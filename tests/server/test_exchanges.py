@@ -143,7 +143,7 @@ async def test_predeclared_exchanges_are_known(real: Asked, broker: RabbitNode) 
         assert real.at_once(name)
         assert await real.topic(name) is topic is (types[name] == "topic")
         assert await real.exists(name) is True
-        real.exchanges.forgotten(VHOST, name)
+        real.exchanges.changing(VHOST, name)
         assert await real.topic(name) is topic
     assert real.epoch.value == 0
 
@@ -183,22 +183,27 @@ async def test_declares_and_deletes_that_pass_through(real: Asked, owner: amqp.C
     name = b"passing"
     owner.send(1, "exchange.declare", exchange=name, type="direct")
     owner.expect("exchange.declare-ok", 1)
-    real.exchanges.declared(VHOST, name, b"direct")  # nobody has asked: nothing to keep
+    first = real.exchanges.changing(VHOST, name)
+    real.exchanges.changed(VHOST, name, b"direct", first)  # not kept: it may be an old answer
     assert not real.at_once(name)
     assert await real.topic(name) is False
     # A delete is on its way. The broker would still say "direct", and is not asked.
-    real.exchanges.forgotten(VHOST, name)
+    change = real.exchanges.changing(VHOST, name)
     assert real.epoch.value == 1
     assert real.at_once(name)
     assert await real.topic(name) is True
     assert await real.exists(name) is True  # that may be asked: it only shapes a refusal
     # The redeclare was confirmed: certain again.
-    real.exchanges.declared(VHOST, name, b"topic")
-    assert await real.topic(name) is True
-    real.exchanges.forgotten(VHOST, name)
-    real.exchanges.declared(VHOST, name, b"fanout")
+    real.exchanges.changed(VHOST, name, b"topic", change)
     assert real.at_once(name)
-    assert await real.topic(name) is False
+    assert await real.topic(name) is True
+    # Two more changes are under way: the answer to the one does not end the doubt of the other.
+    one, other = (real.exchanges.changing(VHOST, name) for _ in range(2))
+    real.exchanges.changed(VHOST, name, b"fanout", one)
+    assert await real.topic(name) is True
+    real.exchanges.changed(VHOST, name, b"fanout", other)
+    assert not real.at_once(name)
+    assert await real.topic(name) is False  # the broker says so
     assert real.epoch.value == 1
     owner.send(1, "exchange.delete", exchange=name)
     owner.expect("exchange.delete-ok", 1)
@@ -206,7 +211,7 @@ async def test_declares_and_deletes_that_pass_through(real: Asked, owner: amqp.C
 
 async def test_doubt_ends(real: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP", 0.1)
-    real.exchanges.forgotten(VHOST, b"doubtful")
+    real.exchanges.changing(VHOST, b"doubtful")
     assert real.at_once(b"doubtful")
     await asyncio.sleep(0.12)
     assert not real.at_once(b"doubtful")
@@ -222,7 +227,8 @@ async def test_answers_and_doubts_are_bounded(
         assert len(faked.exchanges._known) <= 10
     assert faked.epoch.value == 20  # two times ten answers were given up, all relied upon
     for number in range(25):
-        faked.exchanges.forgotten(VHOST, b"%d" % number)
+        faked.exchanges.changing(VHOST, b"%d" % number)
+    assert len(faked.exchanges._doubts) <= 10
     assert len(faked.exchanges._doubtful) <= 10
     # More doubts than can be kept: everything is doubtful.
     assert await faked.topic(b"never mentioned") is True
@@ -371,9 +377,9 @@ async def test_a_change_while_the_question_is_under_way(
     question = asyncio.get_running_loop().create_task(faked.topic(b"x"))
     await asyncio.sleep(0.05)
     if change == "declared":
-        faked.exchanges.declared(VHOST, b"x", b"topic")
+        faked.exchanges.changed(VHOST, b"x", b"topic", 0)
     else:
-        faked.exchanges.forgotten(VHOST, b"x")
+        faked.exchanges.changing(VHOST, b"x")
     assert await question is True
     assert (VHOST, b"x") not in faked.exchanges._known
 

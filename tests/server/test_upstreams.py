@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.server.peers import BrokerSession, FakeBroker
 from tests.support.amqp import RefusedError
 from tests.support.amqp_codec import Raw, method_frame, table, typed
 from tests.support.process import LOOPBACK, free_port
-from tests.support.rabbit import RabbitNode
+from tests.support.rabbit import RabbitNode, TlsFiles
 
 DEFAULT = "upstreams.default."
 
@@ -90,6 +91,15 @@ async def test_the_clients_own_credentials(tmp_path: Path, fake: FakeBroker) -> 
         start_ok = fake.sessions[1].methods[0][1]
         assert (start_ok["mechanism"], start_ok["response"]) == (b"AMQPLAIN", login)
         await client.close()
+
+
+async def test_the_clients_own_credentials_refused(tmp_path: Path, fake: FakeBroker) -> None:
+    fake.login = lambda session: session.refuse(403, b"ACCESS_REFUSED - Login was refused")
+    async with gate(tmp_path, fake.port, {DEFAULT + "credentials": "client"}) as local:
+        with pytest.raises(RefusedError) as caught:
+            await local.login()
+        text = b"NOT_ALLOWED - access to vhost '/' refused for user 'alice' by the upstream broker"
+        assert caught.value.text == text
 
 
 async def properties_seen(
@@ -241,6 +251,35 @@ async def test_the_broker_is_told_the_clients_address(
         # The gate's own connections tell their own.
         assert own is not None
         assert own.destination == (LOOPBACK, fake.port)
+
+
+async def test_the_header_goes_out_ahead_of_tls(
+    tmp_path: Path, fake: FakeBroker, tls_files: TlsFiles
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls_files.certificate, tls_files.key)
+    headers: list[bytes] = []
+
+    async def tls_behind_a_header(session: BrokerSession) -> None:
+        headers.append(await session.exactly(28))  # v2 with IPv4, and not a byte of TLS
+        await session.writer.start_tls(context)
+        await session.greet()
+        await session.accept()
+        await session.serve()
+
+    fake.raw = tls_behind_a_header
+    values: dict[str, str | int] = {
+        DEFAULT + "proxy_protocol": "v2",
+        DEFAULT + "ssl": "true",
+        DEFAULT + "ssl_options.cacertfile": str(tls_files.ca),
+    }
+    async with gate(tmp_path, fake.port, values) as local:
+        async with await local.login(channel=True) as client:
+            client_address = client.writer.get_extra_info("sockname")
+            assert (await client.call(1, "queue.declare", queue="q"))["queue"] == b"q"
+        header = parse(headers[1])
+        assert header is not None
+        assert header.source == client_address
 
 
 # --- a real broker ---

@@ -29,7 +29,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.integration.differential import oracle
+from tests.integration.differential import oracle, scenario
 from tests.integration.differential.operations import Content, Login, Operation
 from tests.integration.differential.oracle import Need
 from tests.support.amqp_codec import METHODS
@@ -39,6 +39,7 @@ VOLATILE_TEXT = b"ACCESS_REFUSED - cannot bind or unbind to a volatile (direct r
 _REFUSED_RESOURCE = re.compile(
     rb"access to (?P<kind>queue|exchange) '(?P<name>.*)' in vhost ", re.DOTALL
 )
+_CUT_SHORT = re.compile(rb"access to (?P<kind>queue) '(?P<name>.*)\.\.\.$", re.DOTALL)
 _REFUSED_TOPIC = re.compile(rb"access to topic '(?P<key>.*)' in exchange '.*' in vhost ", re.DOTALL)
 
 
@@ -108,13 +109,13 @@ def closing_ids(planned: Planned) -> tuple[int, int]:
 
 def _candidates(operation: Operation, text: bytes) -> list[Need]:
     """The checks in order; a shortcut or a generated name takes the name that the text holds."""
-    found = _REFUSED_RESOURCE.search(text)
+    found = _REFUSED_RESOURCE.search(text) or _CUT_SHORT.search(text)
     topic = _REFUSED_TOPIC.search(text)
     result = []
     for need in oracle.needs(operation):
         unknown = need.name is None or need.name == oracle.GENERATED_SAMPLE
         if unknown and found and found["kind"].decode() == need.kind:
-            result.append(replace(need, name=found["name"]))
+            result.append(replace(need, name=_whole(found)))
         elif need.name is not None:
             result.append(need)
     for need in oracle.topic_needs(operation):
@@ -122,6 +123,14 @@ def _candidates(operation: Operation, text: bytes) -> list[Need]:
         key = topic["key"] if topic and not need.routing_key else need.routing_key
         result.append(replace(need, routing_key=key))
     return result
+
+
+def _whole(found: re.Match[bytes]) -> bytes:
+    """The name in a refusal; where the text was cut short, the one of the pool that begins so."""
+    name = found["name"]
+    if found.re is _CUT_SHORT:
+        return next(known for known in scenario.QUEUES if known.startswith(name))
+    return name
 
 
 def _passive(operation: Operation, login: Login) -> Operation | None:

@@ -62,6 +62,7 @@ class BrokerFrames:
             # In DRAINING the gate's own close has crossed this one: the broker's came first,
             # and nothing more is owed to it.
             told = session.state is State.DRAINING
+            session.error = None
             session.state = State.TOLD if told else State.BROKER_CLOSING
             return TAKEN
         if ids == (10, 51):
@@ -99,6 +100,7 @@ class BrokerFrames:
             # An earlier operation failed at the broker: that is the client's answer. Our own
             # close will still be answered, which nobody must see.
             session.swallow_close_ok.add(number)
+            session.refusal_is_void(channel)
         session.to_client.append(self._close(number, 20, payload))
         channel.mode = Mode.BROKER_CLOSED
         channel.deferred = None
@@ -117,7 +119,7 @@ class BrokerFrames:
             del session.channels[number]
             return PASS
         if channel.mode == Mode.REFUSING:
-            self.tell_refusal(number, channel)
+            session.refusal_is_due(number, channel)
             return TAKEN
         return PASS
 

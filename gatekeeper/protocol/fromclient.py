@@ -46,6 +46,7 @@ from gatekeeper.protocol.states import (
     PASS,
     TAKEN,
     FatalFrameError,
+    OperationError,
     Outcome,
     Pending,
     State,
@@ -223,7 +224,7 @@ class ClientFrames:
         except AmqpError as caught:
             denied = caught
         if isinstance(denied, AmqpError):
-            raise AmqpError(denied.code, denied.explanation, *ids)
+            raise OperationError(denied.code, denied.explanation, *ids)
         if denied is not None:
             self._s.to_broker.append(encode(number, ids, denied))
             return TAKEN
@@ -326,8 +327,10 @@ class ClientFrames:
         self._s.to_broker += (frame(FRAME_BODY, number, payload), *(channel.deferred or ()))
         channel.mode = Mode.OPEN
         channel.deferred = None
-        if channel.error is not None:
-            raise channel.error
+        error = channel.error
+        if error is not None:
+            ids = (error.class_id, error.method_id)
+            raise OperationError(error.code, error.explanation, *ids)
 
     def _complete(self, channel: ChannelState) -> None:
         """The content is whole: this is when RabbitMQ judges it."""
@@ -339,7 +342,8 @@ class ClientFrames:
         if content is not None and content.refusal is not None:
             error = content.refusal
             ids = content.ids if error.explanation else (0, 0)  # a crash has no method
-            raise AmqpError(error.code, error.explanation, *ids)
+            kind = AmqpError if channel.mode == Mode.UNOPENED else OperationError
+            raise kind(error.code, error.explanation, *ids)
 
     def _judge_publish(
         self, channel: ChannelState, content: Content, size: int, payload: bytes
@@ -454,7 +458,7 @@ class ClientFrames:
     def after(self, buf: bytearray, pos: int, end: int) -> int:
         """Client bytes while the connection is not running any more."""
         session = self._s
-        if session.state is State.DRAINING:
+        if session.state in {State.DRAINING, State.FAILING}:
             session.client_stalled = True
             return pos
         if session.state not in (State.TOLD, State.BROKER_CLOSING):

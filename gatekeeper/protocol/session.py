@@ -32,6 +32,7 @@ from gatekeeper.protocol.states import (
     CONNECTION_CLOSE_OK,
     MAX_CONTENT,
     FatalFrameError,
+    OperationError,
     Outcome,
     Pending,
     State,
@@ -165,7 +166,7 @@ class Session:
                 return pos
             run = pos = past
             if not self.among(State.RUNNING):
-                self.client_stalled = self.among(State.DRAINING)
+                self.client_stalled = self.among(State.DRAINING, State.FAILING)
                 return min(past, end)
         if pos > run:
             self.to_broker.append(memoryview(buf)[run:pos])
@@ -187,7 +188,7 @@ class Session:
         except Pending:
             return Outcome.WAIT
         except AmqpError as error:
-            if error.closes_channel and number:
+            if isinstance(error, OperationError):
                 self.refuse_channel(number, error)
             else:
                 self.fail(number, error)
@@ -286,14 +287,39 @@ class Session:
             self.refuse_channel(number, error)
 
     def refuse_channel(self, number: int, error: AmqpError) -> None:
-        """Close the channel at the broker first: its earlier replies come before the refusal."""
+        """Close the channel at the broker first: its earlier replies come before the refusal.
+
+        Where the error ends the connection, nothing of the client's is looked at until then.
+        """
         self.policy.refused(number, error)
         self.to_broker.append(close_method(number, 20, 200, b"", 0, 0))
         self._client.refusing(number, error)
+        if not error.closes_channel:
+            self.error = error
+            self.state = State.FAILING
+
+    def refusal_is_due(self, number: int, channel: ChannelState) -> None:
+        """The broker has closed the channel: the client may be told why it was."""
+        if channel.error is None:
+            return
+        if channel.error.closes_channel:
+            self._broker.tell_refusal(number, channel)
+        elif self.state is State.FAILING:
+            del self.channels[number]  # its number means nothing any more
+            self._drain(channel.error)
+
+    def refusal_is_void(self, channel: ChannelState) -> None:
+        """The broker has closed the channel for an earlier operation: that is the answer."""
+        if self.state is State.FAILING and channel.error is self.error:
+            self.error = None
+            self.state = State.RUNNING
 
     def fail(self, number: int, error: AmqpError) -> None:
         """Close the connection for an error of the client's, after the broker's replies."""
         self.policy.refused(number, error)
+        self._drain(error)
+
+    def _drain(self, error: AmqpError) -> None:
         self.error = error
         self.state = State.DRAINING
         self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
@@ -315,13 +341,13 @@ class Session:
         A broker that is told to close the connection answers a channel's close no more.
         """
         for number, channel in self.channels.items():
-            if channel.mode == Mode.REFUSING:
+            if channel.mode == Mode.REFUSING and channel.error is not self.error:
                 self._broker.tell_refusal(number, channel)
 
     def close(self, error: AmqpError) -> None:
         """The gate ends the connection (320 and the like): the client is told at once."""
-        if self.state in (State.RUNNING, State.DRAINING, State.CLIENT_CLOSING):
-            if self.state is State.RUNNING:
+        if self.state in (State.RUNNING, State.FAILING, State.DRAINING, State.CLIENT_CLOSING):
+            if self.state in (State.RUNNING, State.FAILING):
                 self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
             self.error = self.error or error
             self.tell()

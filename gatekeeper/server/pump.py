@@ -202,7 +202,7 @@ class Pump:
             self._timer.cancel()
             self._timer = None
         session = self.session
-        if state is State.DRAINING:
+        if state in (State.DRAINING, State.FAILING):
             self._timer = self._loop.call_later(DRAIN_TIMEOUT, self._drained)
         elif state is State.TOLD:
             # Nothing more of the broker's can be for this client.

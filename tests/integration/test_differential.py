@@ -120,20 +120,7 @@ SESSIONS: dict[str, list[list[Operation]]] = {
 }
 
 
-OVERTAKES = pytest.mark.xfail(
-    strict=True,
-    reason="a connection error that the gate finds is told although the broker, which had the"
-    " channel's earlier operations to do, has closed the channel meanwhile",
-)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=OVERTAKES) if name.endswith("end the connection") else name
-        for name in SESSIONS
-    ],
-)
+@pytest.mark.parametrize("name", SESSIONS)
 def test_session(both: tuple[Side, Side], name: str) -> None:
     steps = tuple(Step(0, 11, tuple(operations)) for operations in SESSIONS[name])
     campaign = Campaign(*both, predict=True)

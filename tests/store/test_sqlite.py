@@ -6,9 +6,9 @@ import hashlib
 import os
 import signal
 import sqlite3
-import tempfile
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest

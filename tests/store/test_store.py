@@ -44,6 +44,8 @@ from gatekeeper.store.refusals import (
     UserExistsError,
     VhostProtectedError,
 )
+from gatekeeper.store.rows import Reader
+from gatekeeper.store.sqlite import SqliteDatabase
 from gatekeeper.store.store import Store
 from tests.store.contents import check_reads, contents
 
@@ -570,22 +572,37 @@ NAMES = st.sampled_from([b"a", b"b", b"\xff"])
 PATTERNS = st.sampled_from([b"", b".*", b"^a", b"("])
 
 
+def another_process(store: Store) -> Store:
+    """What another process that has opened the same database has of it."""
+    ours = store._database
+    assert isinstance(ours, SqliteDatabase)
+    theirs = SqliteDatabase(ours._path, ours._target)
+    theirs.reader = Reader(theirs._reading())
+    return Store(theirs)
+
+
 class StoreAgreesWithItsFile(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = Store.open("sqlite::memory:")
         self.events: list[StoreEvent] = []
         self.store.subscribe(self.events.append)
+        self.follower = another_process(self.store)
+        self.told: list[StoreEvent] = []
+        self.follower.subscribe(self.told.append)
 
     def attempt(self, change: object, *arguments: object) -> None:
         epoch, before = self.store.epoch.value, contents(self.store)
         self.events.clear()
+        self.told.clear()
         try:
             change(*arguments)  # type: ignore[operator]
         except RequestError:
             assert contents(self.store) == before
         assert (contents(self.store) != before) is bool(self.events)
         assert self.store.epoch.value - epoch == bool(self.events)
+        assert self.follower.refresh() is bool(self.events)
+        assert self.told == self.events
 
     @rule(name=NAMES)
     def add_user(self, name: bytes) -> None:
@@ -630,7 +647,8 @@ class StoreAgreesWithItsFile(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_disk(self) -> None:
-        check_reads(self.store, b"a", b"b", b"\xff")
+        for store in (self.store, self.follower):
+            check_reads(store, b"a", b"b", b"\xff")
 
     @invariant()
     def no_permission_without_user_and_vhost(self) -> None:
@@ -643,6 +661,7 @@ class StoreAgreesWithItsFile(RuleBasedStateMachine):
             assert vhost in held.vhosts
 
     def teardown(self) -> None:
+        self.follower.close()
         self.store.close()
 
 

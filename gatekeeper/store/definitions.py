@@ -10,6 +10,8 @@ Source: rabbit_definitions, rabbit_auth_backend_internal:put_user.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import json
@@ -122,6 +124,29 @@ def write_definitions(store: Store, file: IO[str], *, product: str = "gatekeeper
 
 
 def _import(
+    store: Store, documents: Sequence[tuple[str, bytes]], *, skip_if_unchanged: bool
+) -> ImportReport:
+    with _uncollected():
+        return _import_all(store, documents, skip_if_unchanged=skip_if_unchanged)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would walk millions of objects over and over.
+
+    They form no cycles: what is let go of is freed all the same.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _import_all(
     store: Store, documents: Sequence[tuple[str, bytes]], *, skip_if_unchanged: bool
 ) -> ImportReport:
     digest = _digest(documents)

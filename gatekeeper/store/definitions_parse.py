@@ -237,20 +237,32 @@ class _Shared:
     def __init__(self) -> None:
         self._names: dict[str, bytes] = {}
         self._patterns: dict[str, bytes] = {}
-        self._permissions: dict[PermissionSet, PermissionSet] = {}
-        self._topics: dict[TopicPermissionSet, TopicPermissionSet] = {}
+        self._permissions: dict[tuple[bytes, bytes, bytes], PermissionSet] = {}
+        self._topics: dict[tuple[bytes, bytes], TopicPermissionSet] = {}
 
     def name(self, entry: Entry, key: str) -> bytes:
         return self._once(self._names, entry, key, Entry.name)
 
-    def pattern(self, entry: Entry, key: str) -> bytes:
+    def permissions(self, entry: Entry) -> PermissionSet:
+        patterns = (
+            self._pattern(entry, "configure"),
+            self._pattern(entry, "write"),
+            self._pattern(entry, "read"),
+        )
+        found = self._permissions.get(patterns)
+        if found is None:
+            found = self._permissions[patterns] = PermissionSet(*patterns)
+        return found
+
+    def topic_permissions(self, entry: Entry) -> TopicPermissionSet:
+        patterns = (self._pattern(entry, "write"), self._pattern(entry, "read"))
+        found = self._topics.get(patterns)
+        if found is None:
+            found = self._topics[patterns] = TopicPermissionSet(*patterns)
+        return found
+
+    def _pattern(self, entry: Entry, key: str) -> bytes:
         return self._once(self._patterns, entry, key, _pattern)
-
-    def permissions(self, one: PermissionSet) -> PermissionSet:
-        return self._permissions.setdefault(one, one)
-
-    def topic_permissions(self, one: TopicPermissionSet) -> TopicPermissionSet:
-        return self._topics.setdefault(one, one)
 
     @staticmethod
     def _once(
@@ -268,13 +280,7 @@ def _permission(at: int, entry: Entry, shared: _Shared) -> PermissionEntry:
     return PermissionEntry(
         at=at,
         key=(shared.name(entry, "user"), shared.name(entry, "vhost")),
-        permissions=shared.permissions(
-            PermissionSet(
-                configure=shared.pattern(entry, "configure"),
-                write=shared.pattern(entry, "write"),
-                read=shared.pattern(entry, "read"),
-            )
-        ),
+        permissions=shared.permissions(entry),
     )
 
 
@@ -286,11 +292,7 @@ def _topic_permission(at: int, entry: Entry, shared: _Shared) -> TopicPermission
             shared.name(entry, "vhost"),
             shared.name(entry, "exchange"),
         ),
-        permissions=shared.topic_permissions(
-            TopicPermissionSet(
-                write=shared.pattern(entry, "write"), read=shared.pattern(entry, "read")
-            )
-        ),
+        permissions=shared.topic_permissions(entry),
     )
 
 

@@ -14,7 +14,7 @@ APPLICATION_ID = 0x676B6570
 """``gkep``: in the file's header, so that another program's database is never taken for ours."""
 
 CHANGES_KEPT = 10_000
-"""Rows of the change log: what a reader may have missed and still be told one by one."""
+"""Rows of the change log, and up to 99 more: what a reader may miss and still be told of."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -79,7 +79,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
         """
-        CREATE TRIGGER changes_bounded AFTER INSERT ON changes BEGIN
+        CREATE TRIGGER changes_bounded AFTER INSERT ON changes
+        WHEN new.sequence % 100 = 0
+        BEGIN
             DELETE FROM changes WHERE sequence <= new.sequence - 10000;
         END
         """,

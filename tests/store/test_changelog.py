@@ -145,12 +145,14 @@ def test_the_log_is_bounded(store: Store, path: Path) -> None:
             "SELECT min(sequence), max(sequence), count(*) FROM changes"
         ).fetchone()
     connection.close()
-    assert count == CHANGES_KEPT
-    assert last - first == CHANGES_KEPT - 1
-    assert str(CHANGES_KEPT) in schema.MIGRATIONS[1][1]
+    assert CHANGES_KEPT <= count < CHANGES_KEPT + 100
+    assert last - first == count - 1
+    assert f"- {CHANGES_KEPT};" in schema.MIGRATIONS[1][1]
 
 
-@pytest.mark.parametrize(("missed", "reloaded"), [(CHANGES_KEPT, False), (CHANGES_KEPT + 1, True)])
+@pytest.mark.parametrize(
+    ("missed", "reloaded"), [(CHANGES_KEPT, False), (CHANGES_KEPT + 100, True)]
+)
 def test_who_falls_behind_is_told_to_look_at_everything(
     store: Store, path: Path, missed: int, reloaded: bool
 ) -> None:

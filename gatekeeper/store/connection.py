@@ -87,7 +87,9 @@ def explained(path: str) -> Iterator[None]:
 
 
 def _in_words(path: str, error: sqlite3.Error) -> StoreError:
-    if not isinstance(error, sqlite3.OperationalError):
+    if "malformed" in str(error):
+        remedy = "the file is damaged: restore a backup"
+    elif not isinstance(error, sqlite3.OperationalError):
         remedy = "name an SQLite file of this program, or a new one"
     elif "locked" in str(error) or "busy" in str(error):
         remedy = "another process holds it; try again when that has finished"

@@ -11,6 +11,8 @@ user. Each step is a process of its own, as in life:
   same ones again. A login is password, vhost and its limits; a check is one resource. Once more
   with the file in the page cache, as the system keeps it while the gate runs.
 * memory: resident when ready, and after twenty thousand logins of different users.
+
+The load average of the machine is the last line: with other work beside it, times mean less.
 """
 
 from __future__ import annotations
@@ -127,6 +129,7 @@ def import_step(database: Path, users: int) -> dict[str, float]:
     store.close()
     return {
         "seconds": time.perf_counter() - begin,
+        "cpu": time.process_time(),
         "permissions": report.permissions,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -299,6 +302,7 @@ COLUMNS: tuple[Column, ...] = (
     ("document MB", "document", MB, 1),
     ("store file MB", "file", MB, 1),
     ("import s", "import_seconds", 1, 2),
+    ("import CPU s", "import_cpu", 1, 2),
     ("import peak MB", "import_peak", MB, 0),
     ("open store ms", "open", MS, 1),
     ("start gate s", "gate", 1, 2),
@@ -313,6 +317,7 @@ COLUMNS: tuple[Column, ...] = (
     ("ready MB", "rss", MB, 1),
     (f"after {MANY} logins MB", "rss_used", MB, 1),
     ("gate ready MB", "gate_rss", MB, 1),
+    ("load average", "load", 1, 1),
 )
 
 
@@ -338,8 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="policy-scale-") as folder:
         for users in sizes:
-            counts = {"users": users, "vhosts": max(1, users // USERS_A_VHOST)}
-            results.append(counts | measure(Path(folder), users))
+            begin = {"users": users, "vhosts": max(1, users // USERS_A_VHOST)}
+            figures = measure(Path(folder), users)
+            results.append(begin | figures | {"load": os.getloadavg()[0]})
             print(f"{users} users done", file=sys.stderr)
     print(table(results))
     if options.json:

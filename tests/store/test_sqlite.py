@@ -8,6 +8,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,69 @@ def test_what_is_committed_survives_kill_9(tmp_path: Path, moment: str) -> None:
     assert len(list(store.list_users())) == 20
     assert (store.vhost(b"uncommitted") is not None) is (moment == "after")
     assert store.user(b"user0").tags == (("uncommitted",) if moment == "after" else ())  # type: ignore[union-attr]
+    store.close()
+
+
+KILLED_IN_BULK = """
+import os, signal, sys
+from gatekeeper.policy.permissions import PermissionSet
+from gatekeeper.store.store import Store
+def rows():
+    for number in range(60_000):
+        if number == 50_000:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield (b"u%d" % number, b"v"), PermissionSet(b"x" * 500, b"", b"")
+store = Store.open(sys.argv[1])
+with store.change() as draft:
+    draft.put_vhost(b"v")
+    for number in range(60_000):
+        draft.put_user(b"u%d" % number, tags=["x"])
+    draft.put_permissions(rows())
+"""
+
+
+def test_a_bulk_change_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    """More than fits into memory has gone to the disk by then."""
+    path = tmp_path / "s.db"
+    store = Store.open(url(path))
+    store.set_metadata("k", 1)
+    before = store._database.sequence()
+    child = subprocess.run([sys.executable, "-c", KILLED_IN_BULK, url(path)], check=False)
+    assert child.returncode == -signal.SIGKILL
+    assert (tmp_path / "s.db-wal").stat().st_size > 2**20
+    assert not store.refresh()
+    assert store.is_blank()
+    assert list(store.list_permissions()) == []
+    assert store._database.sequence() == before
+    store.add_user(b"u", b"pw")
+    assert store.user(b"u") is not None
+    store.close()
+
+
+def test_reads_do_not_wait_for_a_change(tmp_path: Path) -> None:
+    store = Store.open(url(tmp_path / "s.db"))
+    store.add_user(b"u", b"pw")
+    inside, done = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with store.change() as draft:
+            draft.set_user_tags(b"u", ["uncommitted"])
+            draft.put_user(b"w")
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    inside.wait(10)
+    began = time.monotonic()
+    assert store.user(b"u").tags == ()  # type: ignore[union-attr]
+    assert store.user(b"w") is None
+    assert [user.name for user in store.list_users()] == [b"u"]
+    assert time.monotonic() - began < 1
+    done.set()
+    thread.join()
+    assert store.user(b"u").tags == ("uncommitted",)  # type: ignore[union-attr]
+    assert store.user(b"w") is not None
     store.close()
 
 
@@ -194,6 +259,26 @@ def test_a_spoiled_row_spoils_its_listing(tmp_path: Path) -> None:
         list(store.list_permissions())
     with pytest.raises(StoreError, match="bytes expected, found int"):
         store.permissions(b"A", b"B")
+    store.close()
+
+
+def test_a_damaged_file_is_an_error_not_an_absence(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    store = Store.open(url(path))
+    with store.change() as draft:
+        for number in range(2000):
+            draft.put_user(b"%04d" % number, password_hash=b"x" * 36)
+    store.close()
+    data = bytearray(path.read_bytes())
+    page = 4096
+    start = data.index(b"0777" + b"x" * 36) // page * page  # that row's page
+    data[start : start + page] = b"\xaa" * page
+    path.write_bytes(data)
+    store = Store.open(url(path))
+    for read in (lambda: store.user(b"0777"), lambda: list(store.list_users())):
+        with pytest.raises(StoreError, match="malformed; the file is damaged: restore a backup"):
+            read()
+    assert store.user(b"1777") is not None
     store.close()
 
 

@@ -87,8 +87,10 @@ class SqliteDatabase:
         self._open.append(connection)
         connection.rows("PRAGMA query_only = ON")
         connection.rows(f"PRAGMA cache_size = -{READ_CACHE_KIB}")
-        for statement in POINT_READS:  # a missing table is found now
-            connection.rows(f"EXPLAIN {statement}", (None,) * statement.count("?"))
+        for statement in POINT_READS:
+            # A missing table is found now; and the first login finds statements and inner pages
+            # ready.
+            connection.rows(statement, (b"",) * statement.count("?"))
         return connection
 
     # -- reading -------------------------------------------------------------------------

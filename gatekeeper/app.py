@@ -29,11 +29,11 @@ from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
-from gatekeeper.server.registry import Registry
+from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
 from gatekeeper.store.definitions import load_definitions
-from gatekeeper.store.records import StoreEvent, UserDeleted, VhostDeleted
+from gatekeeper.store.records import Reloaded, StoreEvent, UserDeleted, VhostDeleted
 from gatekeeper.store.seed import seed
 from gatekeeper.store.store import Store
 
@@ -60,7 +60,7 @@ class App:
             self._store = self._open_store()
             self._upstreams = Upstreams(settings.upstreams, buffer)
             self._exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
-            self._registry = Registry()
+            self._registry = Connections(self._store)
             self._gate = Gate(
                 settings=settings,
                 store=self._store,
@@ -128,6 +128,8 @@ class App:
             case VhostDeleted(name):
                 self._deleted(f"in vhost '{text(name)}' because it's being deleted")
                 self._registry.vhost_deleted(name)
+            case Reloaded():
+                self._registry.recheck()
             case _:
                 pass
 
@@ -202,6 +204,8 @@ class App:
             await asyncio.sleep(STORE_REFRESH)
             try:
                 self._store.refresh()
+                if self._registry.outdated:
+                    self._registry.recheck()
             except OperatorError as error:
                 self._log.error(str(error))
 
@@ -225,6 +229,52 @@ class App:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+
+
+class Connections(Registry):
+    """The registry, and of which user and vhost of their names its connections are.
+
+    Deletions are told one by one, unless there are too many changes at a time: then each
+    connection's user and vhost are looked up again. Who is not in the store (authenticated by
+    another backend) is not deleted from it either.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.outdated = False
+        self._store = store
+        self._incarnations: dict[Live, tuple[int | None, int | None]] = {}
+
+    def add(self, live: Live) -> None:
+        self._incarnations[live] = self._incarnations_now(live)
+        super().add(live)
+
+    def remove(self, live: Live) -> None:
+        super().remove(live)
+        self._incarnations.pop(live, None)
+
+    def recheck(self) -> None:
+        """End the connections whose user or vhost is gone, or is another of the same name.
+
+        Raises StoreError; ``outdated`` stays set then, and it is to be called again.
+        """
+        self.outdated = True
+        users, vhosts = set(), set()
+        for live, (user, vhost) in tuple(self._incarnations.items()):
+            user_now, vhost_now = self._incarnations_now(live)
+            if user not in {None, user_now}:
+                users.add(live.user)
+            if vhost not in {None, vhost_now}:
+                vhosts.add(live.vhost)
+        self.outdated = False
+        for name in vhosts:
+            self.vhost_deleted(name)
+        for name in users:
+            self.user_deleted(name)
+
+    def _incarnations_now(self, live: Live) -> tuple[int | None, int | None]:
+        user, vhost = self._store.user(live.user), self._store.vhost(live.vhost)
+        return user.incarnation if user else None, vhost.incarnation if vhost else None
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class App:
         self._closing.callback(store.close)
         path, start = settings.load_definitions, settings.seed
         if path is not None:
-            report = load_definitions(store, path)
+            report = load_definitions(store, path, skip_if_unchanged=settings.skip_if_unchanged)
             for warning in report.warnings:
                 self._log.warning(warning)
         rights = start.permissions

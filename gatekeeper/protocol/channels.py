@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -168,6 +169,13 @@ class ChannelState(Channel):
             if self.changing is None:
                 self.changing = {}
             self.changing[pending.name] = self.changing.get(pending.name, 0) + 1
+
+    def unanswered(self) -> Iterator[PendingExchange]:
+        """The channel has ended: the changes that the broker never came to, once."""
+        for queue in (self.exchange_declares, self.exchange_deletes):
+            while (pending := self.changed(queue)) is not None:
+                if pending.changes:
+                    yield pending
 
     def changed(self, queue: Fifo[PendingExchange]) -> PendingExchange | None:
         """The broker has answered the oldest of ``queue``; None if there is none."""

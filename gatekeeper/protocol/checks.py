@@ -140,21 +140,21 @@ class ChannelView:
     last_queue: the queue that an empty name stands for; None before any declare.
     pending_name: a server-named declare is under way, its name is the last queue.
     sample: the made-up name under judgement (kept, so that judging again asks the same).
-    consumers: consumer tag to queue name. tags: the number that the next made-up
-        tag has.
+    consumers: consumer tag to queue name. tag: the made-up tag that the next consumer
+        without one gets.
     """
 
     last_queue: bytes | None = None
     pending_name: bool = False
     sample: bytes | None = None
     consumers: dict[bytes, bytes] = field(default_factory=dict)
-    tags: int = 0
+    tag: bytes | None = None
 
     def new_tag(self) -> bytes:
         """A consumer tag, in the broker's manner; the same until a consumer is remembered."""
-        while (tag := b"amq.ctag-%022d" % self.tags) in self.consumers:
-            self.tags += 1
-        return tag
+        if self.tag is None:
+            self.tag = b"amq.ctag-" + secrets.token_urlsafe(16).encode()
+        return self.tag
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ class BrokerFrames:
             session.swallow_close_ok.add(number)
             session.refusal_is_void(channel)
         session.to_client.append(self._close(number, 20, payload))
+        self._channel_ended(channel)
         channel.mode = Mode.BROKER_CLOSED
         channel.deferred = None
         return TAKEN
@@ -115,6 +116,7 @@ class BrokerFrames:
             return TAKEN
         if channel is None:
             return PASS
+        self._channel_ended(channel)
         if channel.mode == Mode.CLOSING:
             del session.channels[number]
             return PASS
@@ -122,6 +124,11 @@ class BrokerFrames:
             session.refusal_is_due(number, channel)
             return TAKEN
         return PASS
+
+    def _channel_ended(self, channel: ChannelState) -> None:
+        """What was sent behind the end of the channel is never done."""
+        for pending in channel.unanswered():
+            self._s.policy.exchange_changed(pending.name, None, pending.number)
 
     def tell_refusal(self, number: int, channel: ChannelState) -> None:
         """Send the client the channel.close for the channel's error."""

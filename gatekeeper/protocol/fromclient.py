@@ -450,7 +450,7 @@ class ClientFrames:
             channel.change(change, channel.exchange_deletes)
         elif isinstance(effect, Consumed):
             view.consumers[effect.tag] = effect.queue
-            view.tags += 1
+            view.tag = None
         elif isinstance(effect, Cancelled):
             view.consumers.pop(effect.tag, None)
 

@@ -7,6 +7,7 @@ finds it. An answer counts once, and only under the epoch that it was asked in.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar, cast
 
@@ -119,6 +120,9 @@ class Authority:
             self._asked.discard(key)
             self._answers[key] = (epoch, answer)
             self.resume()
+            # Nobody may want it any more (the channel was closed meanwhile); whoever asks the
+            # same later must not be given an answer of now.
+            asyncio.get_running_loop().call_soon(self._answers.pop, key, None)
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

@@ -293,7 +293,7 @@ def built(row: Row) -> tuple[tuple[int, int], bytes]:
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_table(row: Row) -> None:
     method, data = built(row)
-    view = ChannelView(row.last, consumers=dict(row.consumers))
+    view = ChannelView(row.last, consumers=dict(row.consumers), tag=b"amq.ctag-" + b"0" * 22)
     if row.steps == (NO_QUEUE,):
         with pytest.raises(AmqpError) as caught:
             judge(method, decode(1, method, data), view, CONTEXT)

@@ -75,6 +75,9 @@ class SessionPolicy(Protocol):
     def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
         """The broker has answered the change of that number: its type, None if it is gone."""
 
+    def settled(self) -> None:
+        """A frame that had to wait is decided: its answers count for no other frame."""
+
     def refused(self, channel: int, error: AmqpError) -> None:
         """For the log: an operation was refused, or the connection is closed for an error."""
 
@@ -120,6 +123,7 @@ class Session:
         self.to_client: list[bytes | memoryview] = []
         self._seen = epoch.value
         self._remembered = 0
+        self._waited = False
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
 
@@ -153,6 +157,9 @@ class Session:
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
             outcome = self._judge(buf, pos, past)
+            if self._waited and outcome is not Outcome.WAIT:
+                self._waited = False
+                self.policy.settled()
             if self.epoch.value != self._seen:
                 # The frame itself has changed what approvals rest on (an exchange is deleted).
                 self.forget()
@@ -163,7 +170,7 @@ class Session:
             if pos > run:
                 self.to_broker.insert(self._mark, memoryview(buf)[run:pos])
             if outcome is Outcome.WAIT:
-                self.client_stalled = True
+                self.client_stalled = self._waited = True
                 return pos
             run = pos = past
             if not self.among(State.RUNNING):

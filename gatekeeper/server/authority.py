@@ -2,12 +2,12 @@
 
 The session asks and never waits: a question whose answer takes time gets None, the answer is
 kept here when it comes, and ``resume`` has the session judge the same frame again, which then
-finds it. An answer counts once, and only under the epoch that it was asked in.
+finds it. An answer counts until that frame is settled, however often it is judged again for
+other questions, and only under the epoch that it was asked in.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar, cast
 
@@ -52,7 +52,8 @@ class Authority:
         self._lines = lines
         self.channel_limit_reached = channel_limit
         self._answers: dict[Hashable, tuple[int, object]] = {}
-        self._asked: set[Hashable] = set()
+        self._asked: dict[Hashable, tuple[int, int]] = {}
+        self._frame = 0
         self.resume: Callable[[], None] = lambda: None
 
     def check(self, check: Check) -> Decision | None:
@@ -88,6 +89,10 @@ class Authority:
     def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
         self._exchanges.changed(self._vhost, exchange, kind, change)
 
+    def settled(self) -> None:
+        self._frame += 1
+        self._answers.clear()
+
     def refused(self, channel: int, error: AmqpError) -> None:
         self._lines.refused(channel, error)
 
@@ -100,29 +105,27 @@ class Authority:
         """failed: the answer where a question ends in an exception."""
         if key in self._asked:
             return None
-        kept = self._answers.pop(key, None)
+        kept = self._answers.get(key)
         if kept is not None and kept[0] == self._epoch.value:
             return cast("_T", kept[1])
         answer = ask()
         if not isinstance(answer, Awaitable):
             return answer
-        self._asked.add(key)
-        self._owner.start(self._settle(key, self._epoch.value, answer, failed))
+        self._asked[key] = (self._epoch.value, self._frame)
+        self._owner.start(self._settle(key, answer, failed))
         return None
 
-    async def _settle(
-        self, key: Hashable, epoch: int, pending: Awaitable[object], answer: object
-    ) -> None:
-        """epoch: when the question was asked. answer: where it ends in an exception."""
+    async def _settle(self, key: Hashable, pending: Awaitable[object], answer: object) -> None:
+        """answer: where it ends in an exception."""
         try:
             answer = await pending
         finally:  # whatever has happened: a client must not wait for an answer for ever
-            self._asked.discard(key)
-            self._answers[key] = (epoch, answer)
+            epoch, frame = self._asked.pop(key)
+            # Nobody may want it any more (the broker has closed the channel meanwhile); another
+            # frame that asks the same much later must not be given it.
+            if frame == self._frame:
+                self._answers[key] = (epoch, answer)
             self.resume()
-            # Nobody may want it any more (the channel was closed meanwhile); whoever asks the
-            # same later must not be given an answer of now.
-            asyncio.get_running_loop().call_soon(self._answers.pop, key, None)
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

@@ -151,6 +151,7 @@ class Policy:
     cancelled: list[bytes] = field(default_factory=list)
     secret: AmqpError | bool = True
     channel_limit: int | None = None
+    settlements: int = 0
     _ready: set[object] = field(default_factory=set)
 
     def _late(self, key: object) -> bool:
@@ -195,6 +196,9 @@ class Policy:
             self.forgotten.append(exchange)
         else:
             self.learned.append((exchange, kind))
+
+    def settled(self) -> None:
+        self.settlements += 1
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self.log.append((channel, error))

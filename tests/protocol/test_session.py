@@ -581,6 +581,14 @@ def test_answers_that_take_time_change_nothing() -> None:
     assert slow.by_channel() == fast.by_channel()
 
 
+def test_a_frame_that_waited_is_settled_once_it_is_decided() -> None:
+    one = Dialogue(Policy(slow=True))
+    one.send(open_channel(1))
+    assert one.policy.settlements == 0
+    one.send(declare(1, b"q") + declare(1, b"no"))
+    assert one.policy.settlements == 2
+
+
 # --- fairness ---
 
 

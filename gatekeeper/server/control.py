@@ -422,13 +422,14 @@ class Member:
             self._note(number, Ended(number))
 
     def _note(self, number: int, message: Opened | Ended) -> None:
-        """Tell it, together with whatever else the event loop's turn brings.
+        """Tell it, now if that can be.
 
         While the supervisor does not read, what is untold is kept: at most an entry for each
         connection that it, or this worker, knows of.
         """
         self._untold[number] = message
-        if not self._telling:
+        self._tell()
+        if self._untold and not self._telling and self._channel is not None and self._channel.open:
             self._telling = True
             self._owner.start(self._tell_when_writable())
 

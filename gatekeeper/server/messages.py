@@ -290,12 +290,17 @@ def _plain(value: object) -> object:
 def decode(body: bytes) -> Message:
     """One message from a frame's body. Raises ControlError."""
     try:
-        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_read_bool)
+        value = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
         kind, readers = _BY_NAME[value.pop("is")]
         return cast("Message", _read_fields(kind, readers, value))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         # What is in it may be anything: it is not repeated.
         raise ControlError(f"{len(body)} bytes that are no message") from None
+
+
+def _no_constant(_name: str) -> object:
+    """NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

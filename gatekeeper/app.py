@@ -33,7 +33,7 @@ from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.listener import Listeners
 from gatekeeper.server.registry import Registry
-from gatekeeper.server.shared import Place, SharedRegistry, WorkerDuties
+from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
 from gatekeeper.store.definitions import load_definitions
@@ -70,8 +70,7 @@ class App:
             self._store = self._open_store()
             self._closing.callback(self._store.close)
             self._upstreams = Upstreams(settings.upstreams, buffer)
-            self._exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
-            self._registry = Registry() if place is None else SharedRegistry(place.member)
+            self._exchanges, self._registry = self._shared_or_not()
             self._gate = Gate(
                 settings=settings,
                 store=self._store,
@@ -95,8 +94,6 @@ class App:
             self._closing.close()
             raise
         self._closing.callback(self._store.subscribe(self._store_changed))
-        if place is not None:
-            place.member.serve(WorkerDuties(self._registry, self._refresh, self.stop))
 
     # --- wiring ---
 
@@ -105,6 +102,18 @@ class App:
         if self._place is None:
             return prepared_store(settings, self._epoch, self._log)
         return Store.open(settings.store_url, self._epoch, algorithm=settings.password_hashing)
+
+    def _shared_or_not(self) -> tuple[Exchanges, Registry]:
+        """What several processes must agree on; of a worker, the supervisor may now ask."""
+        place = self._place
+        if place is None:
+            return Exchanges(self._upstreams, self._epoch, self._task_failed), Registry()
+        exchanges = SharedExchanges(self._upstreams, self._epoch, self._task_failed, place.member)
+        registry = SharedRegistry(place.member)
+        place.member.serve(
+            WorkerDuties(registry, self._refresh, exchanges.changed_elsewhere, self.stop)
+        )
+        return exchanges, registry
 
     def _engine(self) -> Engine:
         internal = InternalBackend(self._store)

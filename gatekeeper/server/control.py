@@ -32,6 +32,7 @@ from gatekeeper.server.messages import (
     ConnectionInfo,
     Done,
     Ended,
+    ExchangeChanged,
     Failed,
     ListConnections,
     Listed,
@@ -134,6 +135,11 @@ class Hub:
                 self._admit(link, message)
             case Changed():
                 self._on_changed(link.worker)
+            case ExchangeChanged():
+                # Who is too busy to be told asks the broker again in seconds anyway.
+                for other in self._links.values():
+                    if other is not link and other.channel is not None:
+                        other.channel.send(message)
             case Started(addresses):
                 link.addresses = addresses
                 link.settled.set()
@@ -287,6 +293,7 @@ class Duties(Protocol):
         self, number: int | None, user: bytes | None, vhost: bytes | None, reason: bytes
     ) -> int: ...
     def refresh(self) -> None: ...
+    def exchange_changed(self, vhost: bytes, exchange: bytes) -> None: ...
     def statistics(self) -> Mapping[str, int]: ...
     def stop(self, *, hurry: bool) -> None: ...
 
@@ -343,6 +350,8 @@ class Member:
                     self._answer(Done(request, {}))
             case Statistics(request):
                 self._answer(Done(request, duties.statistics()))
+            case ExchangeChanged(vhost, exchange):
+                duties.exchange_changed(vhost, exchange)
             case Stop(hurry):
                 duties.stop(hurry=hurry)
             case _:
@@ -388,6 +397,10 @@ class Member:
     def changed(self) -> None:
         """This process has committed a change of the store. May be called in any thread."""
         self._loop.call_soon_threadsafe(self._answer, Changed())
+
+    def exchange_changed(self, vhost: bytes, exchange: bytes) -> None:
+        """A client of this worker has declared or deleted it: the others must ask again."""
+        self._answer(ExchangeChanged(vhost, exchange))
 
     async def admit(
         self,

@@ -98,6 +98,17 @@ class Admitted:
     reached: Limit
 
 
+# --- both ways ---
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeChanged:
+    """A client has declared or deleted it: what was known of it no longer counts."""
+
+    vhost: bytes
+    exchange: bytes
+
+
 # --- from a worker ---
 
 
@@ -174,13 +185,13 @@ class Undone:
 
 
 Request = ListConnections | CloseConnections | Refresh | Statistics
-ToWorker = Request | Stop | Admitted
+ToWorker = Request | Stop | Admitted | ExchangeChanged
 Answer = Listed | Done | Undone
-FromWorker = Started | Failed | Admit | Opened | Ended | Changed | Answer
+FromWorker = Started | Failed | Admit | Opened | Ended | Changed | ExchangeChanged | Answer
 Message = ToWorker | FromWorker
 
 _MESSAGES = (
-    *(ListConnections, CloseConnections, Refresh, Statistics, Stop, Admitted),
+    *(ListConnections, CloseConnections, Refresh, Statistics, Stop, Admitted, ExchangeChanged),
     *(Started, Failed, Admit, Opened, Ended, Changed, Listed, Done, Undone),
 )
 

@@ -1,4 +1,5 @@
-"""What a worker has in common with the others: connection numbers, and places under limits."""
+"""What a worker has in common with the others: connection numbers, places under limits, and
+news of exchanges."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from gatekeeper.policy.epoch import Epoch
 from gatekeeper.server.control import Member
+from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.messages import ConnectionInfo
 from gatekeeper.server.registry import Limit, Live, Registry
+from gatekeeper.server.upstreams import Upstreams
 
 _CELL = struct.Struct("=Q")
 
@@ -81,15 +85,50 @@ class SharedRegistry(Registry):
             self._member.ended(live.number)
 
 
-class WorkerDuties:
-    """Implements ``control.Duties`` over a worker's registry."""
+class SharedExchanges(Exchanges):
+    """What a worker knows of exchanges; declares and deletes through any worker end it in all.
+
+    A notice takes a moment, in which another worker may still go by the old type: less than a
+    client needs to hear of the change and to publish elsewhere, but nobody waits for it. Without
+    the notice it would be the seconds that an answer is kept.
+    """
 
     def __init__(
-        self, registry: Registry, refresh: Callable[[], None], stop: Callable[..., None]
+        self,
+        upstreams: Upstreams,
+        epoch: Epoch,
+        on_error: Callable[[BaseException], None],
+        member: Member,
+    ) -> None:
+        super().__init__(upstreams, epoch, on_error)
+        self._member = member
+
+    def declared(self, vhost: bytes, exchange: bytes, kind: bytes) -> None:
+        super().declared(vhost, exchange, kind)
+        self._member.exchange_changed(vhost, exchange)
+
+    def forgotten(self, vhost: bytes, exchange: bytes) -> None:
+        super().forgotten(vhost, exchange)
+        self._member.exchange_changed(vhost, exchange)
+
+    def changed_elsewhere(self, vhost: bytes, exchange: bytes) -> None:
+        super().forgotten(vhost, exchange)
+
+
+class WorkerDuties:
+    """Implements ``control.Duties`` over a worker's parts."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        refresh: Callable[[], None],
+        exchange_changed: Callable[[bytes, bytes], None],
+        stop: Callable[..., None],
     ) -> None:
         """stop: takes ``hurry``."""
         self._registry = registry
         self._refresh = refresh
+        self.exchange_changed = exchange_changed
         self._stop = stop
 
     def connections(self) -> Iterable[ConnectionInfo]:

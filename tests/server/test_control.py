@@ -49,7 +49,11 @@ class Worker:
         self.refreshed = 0
         self.failure: StoreError | None = None
         self.stops: list[bool] = []
-        member.serve(WorkerDuties(self.registry, self._refresh, self._stop))
+        self.exchanges: list[tuple[bytes, bytes]] = []
+        member.serve(WorkerDuties(self.registry, self._refresh, self._exchange_changed, self._stop))
+
+    def _exchange_changed(self, vhost: bytes, exchange: bytes) -> None:
+        self.exchanges.append((vhost, exchange))
 
     def _refresh(self) -> None:
         if self.failure is not None:
@@ -266,6 +270,14 @@ async def test_a_change_reaches_all_but_who_made_it(plane: Plane) -> None:
     answers = await plane.hub.refresh()
     assert answers.by_worker == {1: None}
     assert answers.silent == {2: "store.url: disk full; free some"}
+
+
+async def test_news_of_an_exchange_reach_the_others(plane: Plane) -> None:
+    workers = [await plane.worker(number) for number in (1, 2, 3)]
+    workers[1].member.exchange_changed(b"/", b"e\xff")
+    await until(lambda: workers[0].exchanges and workers[2].exchanges)
+    await asyncio.sleep(0.02)
+    assert [worker.exchanges for worker in workers] == [[(b"/", b"e\xff")], [], [(b"/", b"e\xff")]]
 
 
 async def test_a_silent_worker_delays_nobody_else(plane: Plane) -> None:

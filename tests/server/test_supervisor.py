@@ -22,6 +22,7 @@ from gatekeeper.app import App
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import ConfigError, OperatorError
+from gatekeeper.server.exchanges import ExchangeKind
 from gatekeeper.server.nursery import ForkError, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
 from gatekeeper.server.shared import ConnectionNumbers
@@ -183,6 +184,27 @@ async def test_a_change_is_in_force_everywhere_within_milliseconds(
         for client in clients:
             close = await client.closed()
             assert close["reply_text"] == b"CONNECTION_FORCED - user 'alice' is deleted"
+
+
+async def test_an_exchange_that_changes_through_one_worker_is_asked_anew_by_all(
+    tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with inside(tmp_path, fake, monkeypatch) as several:
+        clients = await several.spread()
+        key = (b"/", b"e")
+        for app in several.apps:
+            app._exchanges._keep(key, ExchangeKind.OTHER)
+        await clients[0].open_channel()
+        declared = await clients[0].call(1, "exchange.declare", exchange="e", type="topic")
+        assert declared.name == "exchange.declare-ok"
+        await several.until(
+            lambda: (
+                not any(
+                    app._exchanges._known.get(key) is ExchangeKind.OTHER for app in several.apps
+                )
+            ),
+            0.3,
+        )
 
 
 async def test_a_limit_that_cannot_be_checked_refuses(

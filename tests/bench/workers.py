@@ -6,9 +6,10 @@ need CPU too, and on a machine of two cores they take it from the second worker.
 rate, the table shows who was busy how much, and the CPU that the gate spends on a message: what
 the gate could carry with a core for each worker (*capacity*) follows from that alone.
 
-The gate runs with its compiled scanner and with the plain one. With the plain one a message
-costs the gate so much more than client and sink that two cores show what two workers do; with
-the compiled one the rate on two cores is bounded by all three together.
+With the compiled scanner a publish costs the gate little more than it costs client and sink
+together, so on two cores the rate is bounded by all three. Two kinds of work cost the gate so much
+more that two cores show what two workers do: methods that Python judges one by one (*declare*),
+and everything with the plain scanner.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,18 @@ SECONDS = 2.0
 QUIET = 15.0
 """Per cent of one core that other programs may take; TRIES attempts to find it so."""
 TRIES = 4
+PROBE = 5000
+"""Messages on each connection to find out how many take SECONDS."""
 SPREAD_LIMIT = 200
 """Connections that are opened at most to find some for each worker."""
 _MAIN = "from gatekeeper.cli.gatekeeper import main; main()"
 _PLAIN = "from tests.support.plain import use_plain; use_plain(); "
+WORK = {
+    "publish 64 B": wire.publish(1, 64),
+    "publish 1 KiB": wire.publish(1, 1024),
+    # A queue.declare that wants no answer: judged by Python, one by one, whatever the scanner.
+    "declare": wire.method(1, 50, 10, b"\0\0" + wire.short(b"bench") + b"\x10" + wire.table({})),
+}
 SCANNERS = {"compiled": _MAIN, "plain": _PLAIN + _MAIN}
 
 
@@ -168,12 +177,11 @@ def transfer(clients: Sequence[Client], unit: bytes, count: int) -> None:
 
 
 def read(
-    meter: Meter, pids: Sequence[int], sink: Meter, clients: Sequence[Client], size: int
+    meter: Meter, pids: Sequence[int], sink: Meter, clients: Sequence[Client], unit: bytes
 ) -> Reading:
-    unit = wire.publish(1, size)
     for client in clients:
         client.blast(unit, 100)  # the gate decides about the exchange now
-    probe = max(1, 16 * 1024 * 1024 // len(unit))
+    probe = PROBE
     begin = time.perf_counter()
     transfer(clients, unit, probe)
     count = max(probe, int(probe * SECONDS / (time.perf_counter() - begin)))
@@ -204,12 +212,12 @@ def _machine_ns() -> int:
 
 
 HEAD = [
-    *("scanner", "size", "workers", "msg/s", "gate ns/msg", "client", "sink"),
+    *("scanner", "work", "workers", "msg/s", "gate ns/msg", "client", "sink"),
     *("gate busy %", "all busy %", "others %", "rate x", "capacity x"),
 ]
 
 
-def rows(scanner: str, size: int, readings: dict[int, list[Reading]]) -> Iterator[list[str]]:
+def rows(scanner: str, work: str, readings: dict[int, list[Reading]]) -> Iterator[list[str]]:
     """A row for each number of workers; the ratios are medians of the rounds' own."""
     for workers, found in readings.items():
         ratio = capacity = "-"
@@ -226,7 +234,7 @@ def rows(scanner: str, size: int, readings: dict[int, list[Reading]]) -> Iterato
         whole = statistics.median(r.rate * (r.gate + r.client + r.sink) for r in found) / 1e7
         yield [
             scanner,
-            f"{size} B",
+            work,
             str(workers),
             f"{middle('rate'):,.0f}",
             f"{middle('gate'):,.1f}",
@@ -257,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.workers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--format", choices=tuple(FORMATS), default="plain")
+    parser.add_argument("--work", choices=tuple(WORK), action="append")
     parser.add_argument("--scanner", choices=tuple(SCANNERS), action="append")
     options = parser.parse_args(argv)
     table, notes = [HEAD], list[str]()
@@ -267,9 +276,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = [sys.executable, "-m", "tests.bench.sink", "--port", str(port)]
             with running(command, port=port, folder=folder) as sink:
                 for scanner in options.scanner or SCANNERS:
-                    found = _measure(folder, port, sink, scanner, options.rounds, notes)
-                    for size, readings in found.items():
-                        table.extend(rows(scanner, size, readings))
+                    found = _measure(
+                        folder, port, sink, scanner, options.work or WORK, options.rounds, notes
+                    )
+                    for work, readings in found.items():
+                        table.extend(rows(scanner, work, readings))
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -290,10 +301,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(
-    folder: Path, upstream: int, sink: Meter, scanner: str, rounds: int, notes: list[str]
-) -> dict[int, dict[int, list[Reading]]]:
-    """size -> workers -> readings."""
-    found: dict[int, dict[int, list[Reading]]] = {64: {1: [], 2: []}, 1024: {1: [], 2: []}}
+    folder: Path,
+    upstream: int,
+    sink: Meter,
+    scanner: str,
+    chosen: Iterable[str],
+    rounds: int,
+    notes: list[str],
+) -> dict[str, dict[int, list[Reading]]]:
+    """work -> workers -> readings."""
+    found: dict[str, dict[int, list[Reading]]] = {work: {1: [], 2: []} for work in chosen}
     with contextlib.ExitStack() as stack:
         gates = {}
         for workers in (1, 2):
@@ -309,20 +326,22 @@ def _measure(
             for line in memory(gates[1][1], [])
         )
         for _ in range(rounds):
-            for size, readings in found.items():
+            for work, readings in found.items():
                 for workers, (port, meter, pids) in gates.items():
                     with spread(port, pids, 2 * EACH) as clients:
-                        readings[workers].append(_undisturbed(meter, pids, sink, clients, size))
+                        readings[workers].append(
+                            _undisturbed(meter, pids, sink, clients, WORK[work])
+                        )
     return found
 
 
 def _undisturbed(
-    meter: Meter, pids: Sequence[int], sink: Meter, clients: Sequence[Client], size: int
+    meter: Meter, pids: Sequence[int], sink: Meter, clients: Sequence[Client], unit: bytes
 ) -> Reading:
     """A reading while little else runs; where there is none to be had, the least disturbed."""
     tries: list[Reading] = []
     for _ in range(TRIES):
-        tries.append(read(meter, pids, sink, clients, size))
+        tries.append(read(meter, pids, sink, clients, unit))
         if tries[-1].others < QUIET:
             break
         time.sleep(1.0)

@@ -31,13 +31,14 @@ from gatekeeper.protocol.frames import COMPILED
 from gatekeeper.server.connection import Connection, Gate
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
-from gatekeeper.server.registry import Registry
+from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
 from gatekeeper.store.definitions import load_definitions
-from gatekeeper.store.records import StoreEvent, UserDeleted, VhostDeleted
+from gatekeeper.store.records import Reloaded, StoreEvent, UserDeleted, VhostDeleted
 from gatekeeper.store.seed import seed
 from gatekeeper.store.store import Store
 
@@ -103,17 +104,18 @@ class App:
             return prepared_store(settings, self._epoch, self._log)
         return Store.open(settings.store_url, self._epoch, algorithm=settings.password_hashing)
 
-    def _shared_or_not(self) -> tuple[Exchanges, Registry]:
+    def _shared_or_not(self) -> tuple[Exchanges, Connections]:
         """What several processes must agree on; of a worker, the supervisor may now ask."""
         place = self._place
         if place is None:
-            return Exchanges(self._upstreams, self._epoch, self._task_failed), Registry()
-        exchanges = SharedExchanges(self._upstreams, self._epoch, self._task_failed, place.member)
-        registry = SharedRegistry(place.member)
+            exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
+            return exchanges, Connections(self._store)
+        shared = SharedExchanges(self._upstreams, self._epoch, self._task_failed, place.member)
+        registry = SharedConnections(place.member, self._store)
         place.member.serve(
-            WorkerDuties(registry, self._refresh, exchanges.changed_elsewhere, self.stop)
+            WorkerDuties(registry, self._refresh, shared.changed_elsewhere, self.stop)
         )
-        return exchanges, registry
+        return shared, registry
 
     def _engine(self) -> Engine:
         internal = InternalBackend(self._store)
@@ -131,9 +133,13 @@ class App:
     def _store_changed(self, event: StoreEvent) -> None:
         match event:
             case UserDeleted(name):
+                self._deleted(f"for user '{text(name)}' because the user is being deleted")
                 self._registry.user_deleted(name)
             case VhostDeleted(name):
+                self._deleted(f"in vhost '{text(name)}' because it's being deleted")
                 self._registry.vhost_deleted(name)
+            case Reloaded():
+                self._registry.recheck()
             case _:
                 pass
         if self._place is not None and not self._refreshing:
@@ -144,8 +150,13 @@ class App:
         self._refreshing = True
         try:
             self._store.refresh()
+            if self._registry.outdated:
+                self._registry.recheck()
         finally:
             self._refreshing = False
+
+    def _deleted(self, what: str) -> None:
+        self._gate.connection_log.info(f"Closing all connections {what}")
 
     def _task_failed(self, error: BaseException) -> None:
         self._log.error("internal error in a background task", exc_info=error)
@@ -243,6 +254,56 @@ class App:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+
+
+class Connections(Registry):
+    """The registry, and of which user and vhost of their names its connections are.
+
+    Deletions are told one by one, unless there are too many changes at a time: then each
+    connection's user and vhost are looked up again. Who is not in the store (authenticated by
+    another backend) is not deleted from it either.
+    """
+
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self.outdated = False
+        self._store = store
+        self._incarnations: dict[Live, tuple[int | None, int | None]] = {}
+
+    def add(self, live: Live) -> None:
+        self._incarnations[live] = self._incarnations_now(live)
+        super().add(live)
+
+    def remove(self, live: Live) -> None:
+        super().remove(live)
+        self._incarnations.pop(live, None)
+
+    def recheck(self) -> None:
+        """End the connections whose user or vhost is gone, or is another of the same name.
+
+        Raises StoreError; ``outdated`` stays set then, and it is to be called again.
+        """
+        self.outdated = True
+        users, vhosts = set(), set()
+        for live, (user, vhost) in tuple(self._incarnations.items()):
+            user_now, vhost_now = self._incarnations_now(live)
+            if user not in {None, user_now}:
+                users.add(live.user)
+            if vhost not in {None, vhost_now}:
+                vhosts.add(live.vhost)
+        self.outdated = False
+        for name in vhosts:
+            self.vhost_deleted(name)
+        for name in users:
+            self.user_deleted(name)
+
+    def _incarnations_now(self, live: Live) -> tuple[int | None, int | None]:
+        user, vhost = self._store.user(live.user), self._store.vhost(live.vhost)
+        return user.incarnation if user else None, vhost.incarnation if vhost else None
+
+
+class SharedConnections(SharedRegistry, Connections):
+    """A worker's: limits are those of the whole gate."""
 
 
 class _Stopping:

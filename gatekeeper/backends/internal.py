@@ -1,20 +1,54 @@
 """RabbitMQ's internal backend: users and permissions of the gate's own store.
 
-Every answer comes from the store's snapshot, at once and without I/O.
+Every answer comes at once: from the store's caches, or by one indexed look-up in its file. A
+store that cannot be read refuses; why is for the log alone, for it names files.
 Source: ``rabbit_auth_backend_internal``.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from gatekeeper.errors import StoreError
 from gatekeeper.model import Credentials, Kind, Peer, Permission, Variables
 from gatekeeper.policy.permissions import check_resource, check_topic
-from gatekeeper.policy.ports import Accepted, LoginAnswer, Refused, Verdict
+from gatekeeper.policy.ports import Accepted, Failed, LoginAnswer, Refused, Verdict
 from gatekeeper.store import passwords
 from gatekeeper.store.records import User
 from gatekeeper.store.refusals import shown
 from gatekeeper.store.store import Store
 
 NAME = "rabbit_auth_backend_internal"
+UNREADABLE = "the user database cannot be read"
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _unreadable(answer: _T) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """What a method answers when the store fails it."""
+
+    def decorate(ask: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(ask)
+        def asked(*arguments: _P.args, **options: _P.kwargs) -> _T:
+            try:
+                return ask(*arguments, **options)
+            except StoreError as error:
+                _log.error("internal backend: refused", reason=str(error))
+                return answer
+
+        return asked
+
+    return decorate
+
+
+_log = structlog.get_logger(__name__)
+_NO_LOGIN: LoginAnswer = Failed(UNREADABLE)
+_NO_ACCESS = Verdict(False, error=UNREADABLE)
 
 
 class InternalBackend:
@@ -27,6 +61,7 @@ class InternalBackend:
     def name(self) -> str:
         return NAME
 
+    @_unreadable(_NO_LOGIN)
     def authenticate(self, credentials: Credentials, peer: Peer) -> LoginAnswer:
         """Refusal reasons are RabbitMQ's, and the same for an unknown user and a wrong password.
 
@@ -46,16 +81,19 @@ class InternalBackend:
             return Refused(_invalid_credentials(name))
         return _accepted(user)
 
+    @_unreadable(_NO_LOGIN)
     def authorize_login(self, username: bytes, credentials: Credentials, peer: Peer) -> LoginAnswer:
         """Whom another backend authenticated must exist here too; the tags here are added."""
         return self._existing(username)
 
+    @_unreadable(_NO_ACCESS)
     def vhost_access(self, username: bytes, state: object, vhost: bytes, peer: Peer) -> Verdict:
         """A permission record is access, even one of three empty patterns."""
         if self._store.permissions(username, vhost) is None:
             return Verdict(False, _no_permissions(username, vhost))
         return Verdict(True, f"user '{shown(username)}' has permissions in vhost '{shown(vhost)}'")
 
+    @_unreadable(_NO_ACCESS)
     def resource_access(
         self,
         username: bytes,
@@ -70,9 +108,11 @@ class InternalBackend:
             return Verdict(False, _no_permissions(username, vhost))
         return check_resource(permissions, permission, name)
 
+    @_unreadable(True)  # the check itself says what is wrong
     def topic_rule(self, username: bytes, state: object, vhost: bytes, exchange: bytes) -> bool:
         return self._store.topic_permissions(username, vhost, exchange) is not None
 
+    @_unreadable(_NO_ACCESS)
     def topic_access(
         self,
         username: bytes,

@@ -7,6 +7,9 @@ lane. The life of a refusal (semantics.md 1.13, DESIGN section 4)::
     REFUSING --broker's close-ok--> AWAIT_OK: the client was told; its frames are dropped
     REFUSING --broker's own close crosses--> BROKER_CLOSED: the client was told the broker's
     AWAIT_OK --client's close-ok--> gone, the number is free
+
+What the gate itself has to send on a channel cannot go out in the middle of a content of which
+a part is at the broker already: it is kept (``deferred``) and the channel is FINISHING.
 """
 
 from __future__ import annotations
@@ -18,14 +21,12 @@ from typing import Generic, TypeVar
 
 from gatekeeper.errors import AmqpError
 from gatekeeper.model import Check
-from gatekeeper.protocol.checks import ChannelView
+from gatekeeper.protocol.checks import ChannelView, Step
 from gatekeeper.protocol.frames import Channel
 from gatekeeper.protocol.layouts import Fields
 
-APPROVED_EXCHANGES = 256
-APPROVED_KEYS = 16_384
-ALLOWED_CHECKS = 256
-"""Bounds of the per-channel permission cache, in entries; when full it is emptied."""
+MAX_REMEMBERED = 16_384
+"""Permissions that one connection remembers on all its channels; when full all are forgotten."""
 
 _NOTHING: frozenset[Check] = frozenset()
 
@@ -38,6 +39,7 @@ class Mode(enum.IntEnum):
     AWAIT_OK = 4  # channel.close sent to the client, its close-ok is awaited
     CLOSING = 5  # the client's channel.close went to the broker
     BROKER_CLOSED = 6  # the broker's channel.close went to the client
+    FINISHING = 7  # open; when the content under way is complete, ``deferred`` goes out
 
 
 @dataclass(slots=True)
@@ -46,6 +48,8 @@ class Content:
 
     held: the method frame, not forwarded yet.
     refusal: to be raised when the content is complete, as RabbitMQ judges it then.
+    steps: questions that are still open, None before the header has been judged. A header may
+        hold thousands of routes, which must not all be asked again after every late answer.
     """
 
     ids: tuple[int, int]
@@ -53,6 +57,7 @@ class Content:
     held: bytes
     refusal: AmqpError | None = None
     discard: bool = False
+    steps: deque[Step] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +68,21 @@ class PendingDeclare:
     generated: bool
     swallow: bool
     reads: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PendingExchange:
+    """An exchange.declare or delete that the broker has not answered.
+
+    kind: the type that is declared; None where nothing is declared.
+    changes: not a passive declare. number: of the change, as the policy counts it.
+    """
+
+    name: bytes
+    kind: bytes | None = None
+    swallow: bool = False
+    changes: bool = True
+    number: int = 0
 
 
 T = TypeVar("T")
@@ -102,11 +122,13 @@ class Fifo(Generic[T]):
 class ChannelState(Channel):
     __slots__ = (
         "allowed",
-        "anonymous",
+        "changing",
         "content",
         "declares",
+        "deferred",
         "error",
         "exchange_declares",
+        "exchange_deletes",
         "last_declare",
         "view",
     )
@@ -119,26 +141,43 @@ class ChannelState(Channel):
         self.allowed: set[Check] | frozenset[Check] = _NOTHING
         self.declares: Fifo[PendingDeclare] = Fifo()
         self.last_declare: PendingDeclare | None = None
-        self.exchange_declares: Fifo[tuple[bytes, bytes | None]] = Fifo()
-        self.anonymous: Fifo[bytes] = Fifo()
+        self.exchange_declares: Fifo[PendingExchange] = Fifo()
+        self.exchange_deletes: Fifo[PendingExchange] = Fifo()
+        self.changing: dict[bytes, int] | None = None
+        self.deferred: list[bytes] | None = None
         self.error: AmqpError | None = None
 
+    @property
+    def in_service(self) -> bool:
+        return self.mode in {Mode.OPEN, Mode.FINISHING}
+
     def forget_all(self) -> None:
-        """Drop every approval: the policy has changed."""
+        """Drop every approval."""
         self.forget()
         self.allowed = _NOTHING
 
     def allow(self, check: Check) -> None:
-        if not isinstance(self.allowed, set) or len(self.allowed) >= ALLOWED_CHECKS:
+        if not isinstance(self.allowed, set):
             self.allowed = set()
         self.allowed.add(check)
 
-    def approve_exchange(self, name: bytes) -> None:
-        if len(self.exchanges) >= APPROVED_EXCHANGES:
-            self.exchanges.clear()
-        self.exchanges.add(name)
+    def change(self, pending: PendingExchange, queue: Fifo[PendingExchange]) -> None:
+        """The broker was sent something that may change what the exchange is."""
+        queue.append(pending)
+        if pending.changes:
+            if self.changing is None:
+                self.changing = {}
+            self.changing[pending.name] = self.changing.get(pending.name, 0) + 1
 
-    def approve_key(self, pair: bytes) -> None:
-        if len(self.keys) >= APPROVED_KEYS:
-            self.keys.clear()
-        self.keys.add(pair)
+    def changed(self, queue: Fifo[PendingExchange]) -> PendingExchange | None:
+        """The broker has answered the oldest of ``queue``; None if there is none."""
+        if not queue:
+            return None
+        pending = queue.popleft()
+        if pending.changes and self.changing is not None:
+            left = self.changing.pop(pending.name) - 1
+            if left:
+                self.changing[pending.name] = left
+            elif not self.changing:
+                self.changing = None
+        return pending

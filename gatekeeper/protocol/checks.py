@@ -21,7 +21,7 @@ from typing import Final
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Access, AnyAccess, Check, Kind, Permission, TopicAccess
 from gatekeeper.protocol.layouts import Fields
-from gatekeeper.protocol.wire import RABBIT_TYPES, Properties, read_table
+from gatekeeper.protocol.wire import RABBIT_TYPES, Properties, known_table
 
 REPLY_TO: Final = b"amq.rabbitmq.reply-to"
 PUBLISH_IDS: Final = (60, 40)
@@ -78,23 +78,33 @@ class QueueDeclared:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeDeclared:
+    """The exchange may have another type from now on. swallow: as in QueueDeclared."""
+
     name: bytes
-    type: bytes | None
+    type: bytes
+    swallow: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSeen:
+    """A passive declare, which changes nothing. answered: the broker will answer."""
+
+    name: bytes
     answered: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeDeleted:
+    """swallow: as in QueueDeclared."""
+
     name: bytes
+    swallow: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """tag: ``b""`` where the broker makes it up. answered: the broker will answer."""
-
     tag: bytes
     queue: bytes
-    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +112,7 @@ class Cancelled:
     tag: bytes
 
 
-Effect = QueueDeclared | ExchangeDeclared | ExchangeDeleted | Consumed | Cancelled
+Effect = QueueDeclared | ExchangeDeclared | ExchangeSeen | ExchangeDeleted | Consumed | Cancelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +140,21 @@ class ChannelView:
     last_queue: the queue that an empty name stands for; None before any declare.
     pending_name: a server-named declare is under way, its name is the last queue.
     sample: the made-up name under judgement (kept, so that judging again asks the same).
-    consumers: consumer tag to queue name.
+    consumers: consumer tag to queue name. tags: the number that the next made-up
+        tag has.
     """
 
     last_queue: bytes | None = None
     pending_name: bool = False
     sample: bytes | None = None
     consumers: dict[bytes, bytes] = field(default_factory=dict)
+    tags: int = 0
+
+    def new_tag(self) -> bytes:
+        """A consumer tag, in the broker's manner; the same until a consumer is remembered."""
+        while (tag := b"amq.ctag-%022d" % self.tags) in self.consumers:
+            self.tags += 1
+        return tag
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,16 +243,16 @@ def _int(value: object) -> int:
 
 def _exchange_declare(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
     ticket, raw, kind, bits, table = fields
-    passive, nowait = _int(bits) & 1, _int(bits) & 16
-    kind = _bytes(kind)
+    kind, bits = _bytes(kind), _int(bits)
+    passive, nowait = bits & 1, bits & 16
     name = _strip(_bytes(raw))
-    sent = (ticket, name, kind, bits, table) if name != raw else None
     steps: list[Step] = []
     if passive:
         if not name:
             return Judgement((_default_exchange(),))
         steps.append(Step(AnyAccess(EXCHANGE, name)))
-        return Judgement(tuple(steps), ExchangeDeclared(name, None, not nowait), None, sent)
+        sent = (ticket, name, kind, bits, table) if name != raw else None
+        return Judgement(tuple(steps), ExchangeSeen(name, not nowait), None, sent)
     unknown = None
     if kind not in EXCHANGE_TYPES:
         text = b"unknown exchange type '%b'" % printable(kind)
@@ -246,25 +264,28 @@ def _exchange_declare(fields: Fields, _view: ChannelView, _context: Context) -> 
     # A reserved name either exists (then only equivalence is compared) or is refused by the
     # broker before the alternate exchange is looked at: nothing can be created under it.
     if not name.startswith(b"amq."):
-        other = read_table(_bytes(table)).get(b"alternate-exchange")
+        other = known_table(_bytes(table)).get(b"alternate-exchange")
         if other is not None and other[0] == "S":
             steps.append(Step(Access(READ, EXCHANGE, name)))
             steps.append(Step(Access(WRITE, EXCHANGE, _bytes(other[1]))))
-    return Judgement(tuple(steps), ExchangeDeclared(name, kind, not nowait), None, sent)
+    # The answer is always waited for: only it tells when the type may have changed.
+    sent = (ticket, name, kind, bits & ~16, table) if name != raw or nowait else None
+    return Judgement(tuple(steps), ExchangeDeclared(name, kind, bool(nowait)), None, sent)
 
 
 def _exchange_delete(fields: Fields, _view: ChannelView, context: Context) -> Judgement:
     ticket, raw, bits = fields
-    name = _strip(_bytes(raw))
+    name, bits = _strip(_bytes(raw)), _int(bits)
     if not name:
         return Judgement((_default_exchange(),))
     if name.startswith(b"amq."):
         text = b"deletion of system exchange '%b' in vhost '%b' not allowed"
         text %= (printable(name), printable(context.vhost))
         return Judgement((Step(None, _refuse(ReplyCode.ACCESS_REFUSED, text)),))
-    sent = (ticket, name, bits) if name != raw else None
+    nowait = bits & 2
+    sent = (ticket, name, bits & ~2) if name != raw or nowait else None
     step = Step(Access(CONFIGURE, EXCHANGE, name))
-    return Judgement((step,), ExchangeDeleted(name), None, sent)
+    return Judgement((step,), ExchangeDeleted(name, bool(nowait)), None, sent)
 
 
 def _exchange_binding(fields: Fields, *, unbind: bool) -> Judgement:
@@ -320,7 +341,7 @@ def _queue_declare(fields: Fields, view: ChannelView, context: Context) -> Judge
         return Judgement((step,), QueueDeclared(name, answered=not nowait), None, sent)
     if name.startswith(b"amq."):
         return Judgement((_reserved(QUEUE, name),))
-    arguments = read_table(_bytes(table))
+    arguments = known_table(_bytes(table))
     refusal = None
     generated = not name
     effect = QueueDeclared(name, answered=not nowait)
@@ -330,8 +351,9 @@ def _queue_declare(fields: Fields, view: ChannelView, context: Context) -> Judge
         name = view.sample or b"amq.gen-" + secrets.token_urlsafe(16).encode()
         view.sample = name
         kind = arguments.get(b"x-queue-type", ("", b""))[1]
-        if kind in NO_SERVER_NAMES:
-            text = b"Cannot declare a server-named queue for type " + NO_SERVER_NAMES[_bytes(kind)]
+        # Any type of value may stand there, some of which cannot even be looked up.
+        if isinstance(kind, bytes) and kind in NO_SERVER_NAMES:
+            text = b"Cannot declare a server-named queue for type " + NO_SERVER_NAMES[kind]
             refusal = _refuse(ReplyCode.PRECONDITION_FAILED, text)
         effect = QueueDeclared(name, generated=True, swallow=bool(nowait))
         sent = (ticket, b"", bits & ~16, table) if nowait or raw else None
@@ -402,8 +424,11 @@ def _basic_consume(fields: Fields, view: ChannelView, _context: Context) -> Judg
         text = b"attempt to reuse consumer tag '%b'" % printable(tag)
         return Judgement((Step(None, _refuse(ReplyCode.NOT_ALLOWED, text)),))
     steps = () if name == REPLY_TO else (Step(Access(READ, QUEUE, name)),)
-    sent = (ticket, name, tag, bits, table) if name != raw else None
-    return Judgement(steps, Consumed(tag, name, answered=not _int(bits) & 8), None, sent)
+    # A tag for the broker to make up is made up here: it would not tell a no-wait consumer's tag,
+    # nor which of two consumers it answers first, and who has no tag cannot be cancelled.
+    made = tag or view.new_tag()
+    sent = (ticket, name, made, bits, table) if name != raw or made != tag else None
+    return Judgement(steps, Consumed(made, name), None, sent)
 
 
 def _basic_get(fields: Fields, view: ChannelView, _context: Context) -> Judgement:

@@ -14,7 +14,14 @@ from gatekeeper.errors import printable
 from gatekeeper.model import Access, Kind, Permission
 from gatekeeper.protocol.channels import ChannelState, Mode
 from gatekeeper.protocol.checks import access_refused
-from gatekeeper.protocol.states import PASS, TAKEN, Outcome, Pending, State
+from gatekeeper.protocol.states import (
+    CONNECTION_CLOSE_OK,
+    PASS,
+    TAKEN,
+    Outcome,
+    Pending,
+    State,
+)
 from gatekeeper.protocol.wire import Reader, WireError, close_method, method, shortstr
 
 if TYPE_CHECKING:
@@ -55,6 +62,7 @@ class BrokerFrames:
             # In DRAINING the gate's own close has crossed this one: the broker's came first,
             # and nothing more is owed to it.
             told = session.state is State.DRAINING
+            session.error = None
             session.state = State.TOLD if told else State.BROKER_CLOSING
             return TAKEN
         if ids == (10, 51):
@@ -62,7 +70,10 @@ class BrokerFrames:
                 session.tell()
                 return TAKEN
             if session.state is State.CLIENT_CLOSING:
+                session.tell_refusals()
+                session.to_client.append(CONNECTION_CLOSE_OK)
                 session.state = State.DONE
+                return TAKEN
             return PASS
         session.broken = f"the broker sent method {ids[0]}.{ids[1]} in a running connection"
         return TAKEN
@@ -76,7 +87,9 @@ class BrokerFrames:
         if context.service_user is not None:
             ours = b"user '%b'" % context.service_user
             theirs = b"user '%b'" % printable(context.username)
-            text = text.replace(ours, theirs)[:255]
+            text = text.replace(ours, theirs)
+            if len(text) > 255:
+                text = text[:255].decode("utf-8", "ignore").encode()
         return close_method(number, class_id, code, text, failing_class, failing_method)
 
     def _channel_close(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
@@ -87,8 +100,10 @@ class BrokerFrames:
             # An earlier operation failed at the broker: that is the client's answer. Our own
             # close will still be answered, which nobody must see.
             session.swallow_close_ok.add(number)
+            session.refusal_is_void(channel)
         session.to_client.append(self._close(number, 20, payload))
         channel.mode = Mode.BROKER_CLOSED
+        channel.deferred = None
         return TAKEN
 
     def _channel_close_ok(
@@ -103,14 +118,19 @@ class BrokerFrames:
         if channel.mode == Mode.CLOSING:
             del session.channels[number]
             return PASS
-        if channel.mode == Mode.REFUSING and channel.error is not None:
-            error = channel.error
-            session.to_client.append(
-                close_method(number, 20, error.code, error.text, error.class_id, error.method_id)
-            )
-            channel.mode = Mode.AWAIT_OK
+        if channel.mode == Mode.REFUSING:
+            session.refusal_is_due(number, channel)
             return TAKEN
         return PASS
+
+    def tell_refusal(self, number: int, channel: ChannelState) -> None:
+        """Send the client the channel.close for the channel's error."""
+        error = channel.error
+        if error is not None:
+            self._s.to_client.append(
+                close_method(number, 20, error.code, error.text, error.class_id, error.method_id)
+            )
+        channel.mode = Mode.AWAIT_OK
 
     def _queue_declare_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         if not channel.declares:
@@ -140,27 +160,32 @@ class BrokerFrames:
                 raise Pending
             if decision.allowed:
                 continue
-            arguments = b"\0\0" + shortstr(name) + b"\x04"  # no-wait
-            if channel.mode == Mode.OPEN:
-                session.to_broker.append(method(number, 50, 40, arguments))
-                error = access_refused(check, session.context, decision.detail)
-                error.class_id, error.method_id = 50, 10
-                session.refuse_channel(number, error)
+            # On a channel that is closing already the broker takes no delete any more; a queue
+            # is left whose name nobody has been told.
+            delete = method(number, 50, 40, b"\0\0" + shortstr(name) + b"\x04")  # no-wait
+            error = access_refused(check, session.context, decision.detail)
+            error.class_id, error.method_id = 50, 10
+            if channel.in_service:
+                session.interject(number, channel, delete, error)
+            elif channel.mode == Mode.SWALLOWING:
+                session.interject(number, channel, delete)
             return False
         return True
 
     def _exchange_declare_ok(self, _number: int, channel: ChannelState, _payload: bytes) -> Outcome:
-        if channel.exchange_declares:
-            name, kind = channel.exchange_declares.popleft()
-            if kind is not None:
-                self._s.policy.exchange_declared(name, kind)
-        return PASS
+        pending = channel.changed(channel.exchange_declares)
+        if pending is None:
+            return PASS
+        if pending.kind is not None:
+            self._s.policy.exchange_changed(pending.name, pending.kind, pending.number)
+        return TAKEN if pending.swallow else PASS
 
-    def _consume_ok(self, _number: int, channel: ChannelState, payload: bytes) -> Outcome:
-        tag = Reader(payload, 4).shortstr()
-        if tag not in channel.view.consumers and channel.anonymous:
-            channel.view.consumers[tag] = channel.anonymous.popleft()
-        return PASS
+    def _exchange_delete_ok(self, _number: int, channel: ChannelState, _payload: bytes) -> Outcome:
+        pending = channel.changed(channel.exchange_deletes)
+        if pending is None:
+            return PASS
+        self._s.policy.exchange_changed(pending.name, None, pending.number)
+        return TAKEN if pending.swallow else PASS
 
     def _cancel(self, _number: int, channel: ChannelState, payload: bytes) -> Outcome:
         """The broker cancels a consumer (its queue is gone). Always asked for upstream."""
@@ -171,7 +196,7 @@ class BrokerFrames:
         (20, 40): _channel_close,
         (20, 41): _channel_close_ok,
         (40, 11): _exchange_declare_ok,
+        (40, 21): _exchange_delete_ok,
         (50, 11): _queue_declare_ok,
-        (60, 21): _consume_ok,
         (60, 30): _cancel,
     }

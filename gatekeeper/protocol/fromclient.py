@@ -7,17 +7,26 @@ then the permissions. Source: semantics.md 1.9, 1.12, 1.13 and section 2.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
-from gatekeeper.model import Access, Decision, Kind, Permission
-from gatekeeper.protocol.channels import ChannelState, Content, Mode, PendingDeclare
+from gatekeeper.model import Access, Kind, Permission, TopicAccess
+from gatekeeper.protocol.channels import (
+    ChannelState,
+    Content,
+    Mode,
+    PendingDeclare,
+    PendingExchange,
+)
 from gatekeeper.protocol.checks import (
+    REPLY_TO,
     Cancelled,
     Consumed,
     Effect,
     ExchangeDeclared,
     ExchangeDeleted,
+    ExchangeSeen,
     Judgement,
     NeedReply,
     QueueDeclared,
@@ -37,6 +46,7 @@ from gatekeeper.protocol.states import (
     PASS,
     TAKEN,
     FatalFrameError,
+    OperationError,
     Outcome,
     Pending,
     State,
@@ -60,9 +70,22 @@ OPEN, CLOSE, CLOSE_OK = (20, 10), (20, 40), (20, 41)
 UPDATE_SECRET_OK = method(0, 10, 71)
 
 
+Consumer = tuple[int, ChannelState, bytes, bytes]
+"""Channel number and state, consumer tag, queue name."""
+
+
 class ClientFrames:
     def __init__(self, session: Session) -> None:
         self._s = session
+        # A new secret was taken; consumers that are still to be judged, and that lost.
+        self._rejudged: deque[tuple[bytes, list[Consumer]]] | None = None
+        self._lost: list[Consumer] = []
+        self._judging: Content | None = None
+
+    def start_over(self) -> None:
+        """The policy has changed: a content header that waits for answers is judged anew."""
+        if self._judging is not None:
+            self._judging.steps = None
 
     def frame(self, kind: int, number: int, payload: bytes) -> Outcome:
         """Judge one well-terminated frame. Raises AmqpError, Abort, Pending."""
@@ -92,7 +115,7 @@ class ClientFrames:
             return self._method(number, channel, payload)
         if channel.expect == HEADER:
             return self._header(number, channel, kind, payload)
-        return self._body(channel, kind, payload)
+        return self._body(number, channel, kind, payload)
 
     # --- channel 0 ---
 
@@ -116,29 +139,44 @@ class ClientFrames:
     def _update_secret(self, secret: int | bytes) -> Outcome:
         """semantics.md 1.11: never forwarded, it would change the gate's own credentials."""
         session = self._s
-        answer = session.policy.update_secret(secret if isinstance(secret, bytes) else b"")
-        if answer is None:
-            raise Pending
-        if isinstance(answer, AmqpError):
-            raise AmqpError(answer.code, answer.explanation, 10, 70)
-        session.forget()
-        lost = []
-        for number, channel in session.channels.items():
-            if channel.mode != Mode.OPEN:
-                continue
-            for tag, queue in channel.view.consumers.items():
-                check = Access(Permission.READ, Kind.QUEUE, queue)
-                if queue != b"amq.rabbitmq.reply-to" and not self._ask(channel, check).allowed:
-                    lost.append((number, channel, tag, queue))
-        for number, channel, tag, queue in lost:
-            del channel.view.consumers[tag]
-            cancel = method(number, 60, 30, shortstr(tag) + b"\x01")
-            session.to_broker.append(cancel)
-            if session.cancel_notify:
-                session.to_client.append(cancel)
-            session.policy.consumer_cancelled(number, tag, queue)
+        if self._rejudged is None:
+            answer = session.policy.update_secret(secret if isinstance(secret, bytes) else b"")
+            if answer is None:
+                raise Pending
+            if isinstance(answer, AmqpError):
+                raise AmqpError(answer.code, answer.explanation, 10, 70)
+            session.forget()
+            by_queue: dict[bytes, list[Consumer]] = {}
+            for number, channel in session.channels.items():
+                for tag, queue in channel.view.consumers.items():
+                    by_queue.setdefault(queue, []).append((number, channel, tag, queue))
+            by_queue.pop(REPLY_TO, None)
+            self._rejudged = deque(by_queue.items())
+        while self._rejudged:
+            check = Access(Permission.READ, Kind.QUEUE, self._rejudged[0][0])
+            decision = session.policy.check(check)
+            if decision is None:
+                raise Pending
+            _queue, consumers = self._rejudged.popleft()
+            if not decision.allowed:
+                self._lost += consumers
+        self._rejudged = None
+        for consumer in self._lost:
+            self._cancel(*consumer)
+        self._lost.clear()
         session.to_client.append(UPDATE_SECRET_OK)
         return TAKEN
+
+    def _cancel(self, number: int, channel: ChannelState, tag: bytes, queue: bytes) -> None:
+        """A consumer has lost its right to read."""
+        session = self._s
+        if not channel.in_service or channel.view.consumers.pop(tag, None) is None:
+            return  # it has ended in the meantime, or its channel is about to
+        cancel = method(number, 60, 30, shortstr(tag) + b"\x01")
+        session.interject(number, channel, cancel)
+        if session.cancel_notify:
+            session.to_client.append(cancel)
+        session.policy.consumer_cancelled(number, tag, queue)
 
     # --- channels ---
 
@@ -159,10 +197,9 @@ class ClientFrames:
         return channel
 
     def refusing(self, number: int, error: AmqpError) -> None:
+        """Content under way stays under way: what the client still sends of it is swallowed."""
         channel = self._s.channels[number]
         channel.mode = Mode.REFUSING
-        channel.expect = METHOD
-        channel.content = None
         channel.error = error
 
     def _method(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
@@ -181,13 +218,13 @@ class ClientFrames:
             raise AmqpError(ReplyCode.CHANNEL_ERROR, b"second 'channel.open' seen", *ids)
         try:
             judgement = judge(ids, fields, channel.view, self._s.context)
-            denied = self._decide(channel, judgement.steps)
+            denied = self._decide(channel, deque(judgement.steps))
         except NeedReply:
             raise Pending from None
         except AmqpError as caught:
             denied = caught
         if isinstance(denied, AmqpError):
-            raise AmqpError(denied.code, denied.explanation, *ids)
+            raise OperationError(denied.code, denied.explanation, *ids)
         if denied is not None:
             self._s.to_broker.append(encode(number, ids, denied))
             return TAKEN
@@ -243,10 +280,10 @@ class ClientFrames:
         if size > MAX_CONTENT:
             text = b"content body size %d exceeds maximum allowed size %d" % (size, MAX_CONTENT)
             raise AmqpError(ReplyCode.FRAME_ERROR, text, *content.ids)
-        if content.ids != PUBLISH:
-            content.refusal = unimplemented()
-        elif channel.mode == Mode.UNOPENED:
+        if channel.mode == Mode.UNOPENED:
             content.refusal = AmqpError(ReplyCode.CHANNEL_ERROR, b"expected 'channel.open'")
+        elif channel.mode == Mode.OPEN and content.ids != PUBLISH:
+            content.refusal = unimplemented()
         elif channel.mode == Mode.OPEN:
             content.refusal = self._judge_publish(channel, content, size, payload)
         content.discard = content.refusal is not None or channel.mode != Mode.OPEN
@@ -265,7 +302,7 @@ class ClientFrames:
             self._complete(channel)
         return TAKEN
 
-    def _body(self, channel: ChannelState, kind: int, payload: bytes) -> Outcome:
+    def _body(self, number: int, channel: ChannelState, kind: int, payload: bytes) -> Outcome:
         content = channel.content
         if kind != FRAME_BODY:
             text = b"expected content body, got non content body frame instead"
@@ -277,70 +314,94 @@ class ClientFrames:
             raise AmqpError(ReplyCode.FRAME_ERROR, text, *(content.ids if content else PUBLISH))
         channel.remaining -= len(payload)
         discard = content is not None and content.discard
-        if channel.remaining == 0:
-            self._complete(channel)
+        if channel.remaining:
+            return TAKEN if discard else PASS
+        self._complete(channel)
+        if channel.mode == Mode.FINISHING:
+            self._finish(number, channel, payload)
+            return TAKEN
         return TAKEN if discard else PASS
+
+    def _finish(self, number: int, channel: ChannelState, payload: bytes) -> None:
+        """The last body frame goes out, then what had to wait for it (``Session.interject``)."""
+        self._s.to_broker += (frame(FRAME_BODY, number, payload), *(channel.deferred or ()))
+        channel.mode = Mode.OPEN
+        channel.deferred = None
+        error = channel.error
+        if error is not None:
+            ids = (error.class_id, error.method_id)
+            raise OperationError(error.code, error.explanation, *ids)
 
     def _complete(self, channel: ChannelState) -> None:
         """The content is whole: this is when RabbitMQ judges it."""
         content = channel.content
         channel.content = None
         channel.expect = METHOD
+        if channel.mode not in {Mode.SWALLOWING, Mode.UNOPENED}:
+            return  # the channel was closed meanwhile: what comes on it is dropped
         if content is not None and content.refusal is not None:
             error = content.refusal
             ids = content.ids if error.explanation else (0, 0)  # a crash has no method
-            raise AmqpError(error.code, error.explanation, *ids)
+            kind = AmqpError if channel.mode == Mode.UNOPENED else OperationError
+            raise kind(error.code, error.explanation, *ids)
 
     def _judge_publish(
         self, channel: ChannelState, content: Content, size: int, payload: bytes
     ) -> AmqpError | None:
         session = self._s
-        try:
-            properties = read_properties(payload[12:])
-        except WireError:
-            properties = None
-        steps = judge_publish(content.fields, size, properties, channel.view, session.context)
-        denied = self._decide(channel, steps)
+        if content.steps is None:
+            try:
+                properties = read_properties(payload[12:])
+            except WireError:
+                properties = None
+            content.steps = deque(
+                judge_publish(content.fields, size, properties, channel.view, session.context)
+            )
+        self._judging = content
+        denied = self._decide(channel, content.steps)
+        self._judging = content.steps = None
         if denied is not None:
             return denied if isinstance(denied, AmqpError) else AmqpError(ReplyCode.INTERNAL_ERROR)
         _ticket, exchange, key, _bits = content.fields
         if isinstance(exchange, bytes) and isinstance(key, bytes):
             if session.policy.topic_rule(exchange):
-                channel.approve_key(shortstr(exchange) + shortstr(key))
+                channel.keys.add(shortstr(exchange) + shortstr(key))
             else:
-                channel.approve_exchange(exchange)
+                channel.exchanges.add(exchange)
+            session.remembered()
         return None
 
     # --- decisions ---
 
-    def _ask(self, channel: ChannelState, check: Access) -> Decision:
-        decision = self._s.policy.check(check)
-        if decision is None:
-            raise Pending
-        return decision
-
-    def _decide(self, channel: ChannelState, steps: tuple[Step, ...]) -> AmqpError | Fields | None:
-        """The first denial, in order, or None. Raises Pending.
+    def _decide(self, channel: ChannelState, steps: deque[Step]) -> AmqpError | Fields | None:
+        """The first denial, in order, or None. Raises Pending; ``steps`` are then those left.
 
         Fields: denied, but to be forwarded in this harmless form (see ``Step.harmless``).
         """
         policy, context = self._s.policy, self._s.context
-        for step in steps:
+        while steps:
+            step = steps[0]
             check = step.check
             detail = b""
             if check is not None:
+                if isinstance(check, TopicAccess) and policy.topic_rule(check.exchange):
+                    self._settled(channel, check.exchange)
                 if check in channel.allowed:
+                    steps.popleft()
                     continue
                 decision = policy.check(check)
                 if decision is None:
                     raise Pending
                 if decision.allowed:
                     channel.allow(check)
+                    self._s.remembered()
+                    steps.popleft()
                     continue
                 if decision.crashed:
                     return AmqpError(ReplyCode.INTERNAL_ERROR)
                 detail = decision.detail
             if step.exists is not None:
+                self._settled(channel, step.exists)
                 exists = policy.exchange_exists(step.exists)
                 if exists is None:
                     raise Pending
@@ -351,6 +412,16 @@ class ClientFrames:
             if check is not None:
                 return access_refused(check, context, detail)
         return None
+
+    @staticmethod
+    def _settled(channel: ChannelState, exchange: bytes) -> None:
+        """Raises Pending if what this channel sent before is about to make or end the exchange.
+
+        RabbitMQ has done that when it comes to this operation; who asks the broker now may be
+        told of the exchange as it was.
+        """
+        if channel.changing is not None and exchange in channel.changing:
+            raise Pending
 
     def _remember(self, channel: ChannelState, fields: object, judgement: Judgement) -> None:
         effect: Effect | None = judgement.effect
@@ -365,17 +436,20 @@ class ClientFrames:
             if effect.answered or effect.generated:
                 channel.declares.append(pending)
         elif isinstance(effect, ExchangeDeclared):
+            number = policy.exchange_changing(effect.name)
+            change = PendingExchange(effect.name, effect.type, effect.swallow, number=number)
+            channel.change(change, channel.exchange_declares)
+        elif isinstance(effect, ExchangeSeen):
             if effect.answered:
-                channel.exchange_declares.append((effect.name, effect.type))
-            elif effect.type is not None:
-                policy.exchange_forgotten(effect.name)
+                seen = PendingExchange(effect.name, changes=False)
+                channel.change(seen, channel.exchange_declares)
         elif isinstance(effect, ExchangeDeleted):
-            policy.exchange_forgotten(effect.name)
+            number = policy.exchange_changing(effect.name)
+            change = PendingExchange(effect.name, swallow=effect.swallow, number=number)
+            channel.change(change, channel.exchange_deletes)
         elif isinstance(effect, Consumed):
-            if effect.tag:
-                view.consumers[effect.tag] = effect.queue
-            elif effect.answered:
-                channel.anonymous.append(effect.queue)
+            view.consumers[effect.tag] = effect.queue
+            view.tags += 1
         elif isinstance(effect, Cancelled):
             view.consumers.pop(effect.tag, None)
 
@@ -384,7 +458,7 @@ class ClientFrames:
     def after(self, buf: bytearray, pos: int, end: int) -> int:
         """Client bytes while the connection is not running any more."""
         session = self._s
-        if session.state is State.DRAINING:
+        if session.state in {State.DRAINING, State.FAILING}:
             session.client_stalled = True
             return pos
         if session.state not in (State.TOLD, State.BROKER_CLOSING):

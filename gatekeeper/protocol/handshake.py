@@ -269,7 +269,7 @@ class ClientHandshake:
         except sasl.SaslError as error:
             self._refuse(error.code, error.log_text, 10, 11)
             return
-        properties = wire.read_table(self._properties)
+        properties = wire.known_table(self._properties)
         self._capabilities = _true_keys(properties.get(b"capabilities"))
         tag, client_name = properties.get(b"connection_name", ("V", None))
         self._client_name = client_name if tag == "S" and isinstance(client_name, bytes) else None

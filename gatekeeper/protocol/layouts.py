@@ -21,9 +21,9 @@ from gatekeeper.protocol.wire import (
     Utf8Error,
     WireError,
     check_utf8,
+    known_table,
     longstr,
     method,
-    read_table,
     shortstr,
 )
 
@@ -136,7 +136,7 @@ def decode(channel: int, ids: tuple[int, int], data: bytes) -> Fields:
             if isinstance(field, int):
                 continue
             if letter == "t":
-                read_table(field)
+                known_table(field)
             elif letter == "n" and ids not in WITH_CONTENT:
                 check_utf8(field)
     except Utf8Error:

@@ -7,8 +7,9 @@ frames; whatever it stops at is judged by ``fromclient.ClientFrames`` or
 ``frombroker.BrokerFrames``.
 
 An answer may be outstanding (``stalled``): then nothing after it on that side is looked at
-until the pump calls again with the same bytes. Judging again is harmless, because nothing is
-remembered or sent before a frame's last question is answered.
+until the pump calls again with the same bytes. ``tired`` is a stall that waits for nothing but
+its next turn, so that no client can keep the others from theirs. Judging again is harmless,
+because nothing is remembered or sent before a frame's last question is answered.
 
 # INVARIANT: a frame is forwarded only after every check that it needs was allowed under the
 # present epoch; whatever is not forwarded is either answered or dropped, never kept.
@@ -20,10 +21,10 @@ from typing import Protocol
 
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.model import Check, Decision
-from gatekeeper.protocol.channels import ChannelState
+from gatekeeper.protocol.channels import MAX_REMEMBERED, ChannelState, Mode
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.erlang import frame_octets
-from gatekeeper.protocol.frames import NEED_MORE, Lane, scan_broker, scan_client
+from gatekeeper.protocol.frames import BODY, NEED_MORE, Lane, scan_broker, scan_client
 from gatekeeper.protocol.frombroker import BrokerFrames
 from gatekeeper.protocol.fromclient import ClientFrames
 from gatekeeper.protocol.layouts import Abort
@@ -31,11 +32,16 @@ from gatekeeper.protocol.states import (
     CONNECTION_CLOSE_OK,
     MAX_CONTENT,
     FatalFrameError,
+    OperationError,
     Outcome,
     Pending,
     State,
 )
 from gatekeeper.protocol.wire import close_method
+
+JUDGED_AT_ONCE = 64
+"""Frames that are judged by the readable code before other connections get their turn: about a
+millisecond's work. Frames of the fast lane do not count, a whole chunk of them takes less."""
 
 
 class Epoch(Protocol):
@@ -58,9 +64,12 @@ class SessionPolicy(Protocol):
     def update_secret(self, secret: bytes) -> AmqpError | bool | None:
         """True: taken. An error: what the client is told."""
 
-    def exchange_declared(self, exchange: bytes, kind: bytes) -> None: ...
+    def exchange_changing(self, exchange: bytes) -> int:
+        """A declare or delete goes to the broker: until it has been answered, the exchange may
+        be what it was or what it is to be. Answers a number for :meth:`exchange_changed`."""
 
-    def exchange_forgotten(self, exchange: bytes) -> None: ...
+    def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
+        """The broker has answered the change of that number: its type, None if it is gone."""
 
     def refused(self, channel: int, error: AmqpError) -> None:
         """For the log: an operation was refused, or the connection is closed for an error."""
@@ -93,7 +102,8 @@ class Session:
         self.channel_max = channel_max
         self.user_channels = user_channels
         self.cancel_notify = cancel_notify
-        body_max = min(MAX_CONTENT, context.max_message_size or MAX_CONTENT)
+        limit = context.max_message_size
+        body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
         self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, context.username)
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
         self.swallow_close_ok: set[int] = set()
@@ -103,9 +113,12 @@ class Session:
         self.abort = False
         self.client_stalled = False
         self.broker_stalled = False
+        self.client_tired = False
+        self.broker_tired = False
         self.to_broker: list[bytes | memoryview] = []
         self.to_client: list[bytes | memoryview] = []
         self._seen = epoch.value
+        self._remembered = 0
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
 
@@ -121,19 +134,27 @@ class Session:
 
     def client_data(self, buf: bytearray, pos: int, end: int) -> int:
         """Deal with ``buf[pos:end]`` from the client; answer the offset up to which it is done."""
-        self.client_stalled = False
+        self.client_stalled = self.client_tired = False
         if not self.among(State.RUNNING):
             return self._client.after(buf, pos, end)
         if self.epoch.value != self._seen:
             self.forget()
         run = pos
+        judged = 0
         while True:
             pos = scan_client(self.lane, buf, pos, end)
             if self.lane.stop == NEED_MORE:
                 break
+            judged += 1
+            if judged > JUDGED_AT_ONCE:
+                self.client_stalled = self.client_tired = True
+                break
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
             outcome = self._judge(buf, pos, past)
+            if self.epoch.value != self._seen:
+                # The frame itself has changed what approvals rest on (an exchange is deleted).
+                self.forget()
             if outcome is Outcome.PASS:
                 pos = past
                 continue
@@ -145,7 +166,7 @@ class Session:
                 return pos
             run = pos = past
             if not self.among(State.RUNNING):
-                self.client_stalled = self.among(State.DRAINING)
+                self.client_stalled = self.among(State.DRAINING, State.FAILING)
                 return min(past, end)
         if pos > run:
             self.to_broker.append(memoryview(buf)[run:pos])
@@ -167,7 +188,7 @@ class Session:
         except Pending:
             return Outcome.WAIT
         except AmqpError as error:
-            if error.closes_channel and number:
+            if isinstance(error, OperationError):
                 self.refuse_channel(number, error)
             else:
                 self.fail(number, error)
@@ -182,15 +203,20 @@ class Session:
 
     def broker_data(self, buf: bytearray, pos: int, end: int) -> int:
         """Deal with ``buf[pos:end]`` from the broker; answer the offset up to which it is done."""
-        self.broker_stalled = False
+        self.broker_stalled = self.broker_tired = False
         if self.among(State.TOLD, State.DONE):
             return end
         if self.epoch.value != self._seen:
             self.forget()
         run = pos
+        judged = 0
         while True:
             pos = scan_broker(self.lane, buf, pos, end)
             if self.lane.stop == NEED_MORE:
+                break
+            judged += 1
+            if judged > JUDGED_AT_ONCE:
+                self.broker_stalled = self.broker_tired = True
                 break
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
@@ -227,18 +253,73 @@ class Session:
     def forget(self) -> None:
         """The policy has changed: no approval holds any more."""
         self._seen = self.epoch.value
+        self._client.start_over()
+        self._forget_approvals()
+
+    def _forget_approvals(self) -> None:
+        if not self._remembered:
+            return  # a client may cause this at will, and have thousands of channels
+        self._remembered = 0
         for channel in self.channels.values():
             channel.forget_all()
 
+    def remembered(self) -> None:
+        """A channel has remembered one more permission: keep all of them within bounds."""
+        self._remembered += 1
+        if self._remembered > MAX_REMEMBERED:
+            self._forget_approvals()
+
+    def interject(
+        self, number: int, channel: ChannelState, data: bytes, error: AmqpError | None = None
+    ) -> None:
+        """Send the broker something of the gate's own on a channel, then refuse it for ``error``.
+
+        At once, or when the content is complete of which the broker has a part.
+        """
+        content = channel.content
+        if channel.expect == BODY and not (content is not None and content.discard):
+            channel.mode = Mode.FINISHING
+            channel.deferred = [*(channel.deferred or ()), data]
+            channel.error = channel.error or error
+            return
+        self.to_broker.append(data)
+        if error is not None:
+            self.refuse_channel(number, error)
+
     def refuse_channel(self, number: int, error: AmqpError) -> None:
-        """Close the channel at the broker first: its earlier replies come before the refusal."""
+        """Close the channel at the broker first: its earlier replies come before the refusal.
+
+        Where the error ends the connection, nothing of the client's is looked at until then.
+        """
         self.policy.refused(number, error)
         self.to_broker.append(close_method(number, 20, 200, b"", 0, 0))
         self._client.refusing(number, error)
+        if not error.closes_channel:
+            self.error = error
+            self.state = State.FAILING
+
+    def refusal_is_due(self, number: int, channel: ChannelState) -> None:
+        """The broker has closed the channel: the client may be told why it was."""
+        if channel.error is None:
+            return
+        if channel.error.closes_channel:
+            self._broker.tell_refusal(number, channel)
+        elif self.state is State.FAILING:
+            del self.channels[number]  # its number means nothing any more
+            self._drain(channel.error)
+
+    def refusal_is_void(self, channel: ChannelState) -> None:
+        """The broker has closed the channel for an earlier operation: that is the answer."""
+        if self.state is State.FAILING and channel.error is self.error:
+            self.error = None
+            self.state = State.RUNNING
 
     def fail(self, number: int, error: AmqpError) -> None:
         """Close the connection for an error of the client's, after the broker's replies."""
         self.policy.refused(number, error)
+        self._drain(error)
+
+    def _drain(self, error: AmqpError) -> None:
         self.error = error
         self.state = State.DRAINING
         self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
@@ -248,15 +329,25 @@ class Session:
         error = self.error
         if error is None:
             return
+        self.tell_refusals()
         self.to_client.append(
             close_method(0, 10, error.code, error.text, error.class_id, error.method_id)
         )
         self.state = State.TOLD
 
+    def tell_refusals(self) -> None:
+        """Before the connection ends: the refusals of channels that came first.
+
+        A broker that is told to close the connection answers a channel's close no more.
+        """
+        for number, channel in self.channels.items():
+            if channel.mode == Mode.REFUSING and channel.error is not self.error:
+                self._broker.tell_refusal(number, channel)
+
     def close(self, error: AmqpError) -> None:
         """The gate ends the connection (320 and the like): the client is told at once."""
-        if self.state in (State.RUNNING, State.DRAINING, State.CLIENT_CLOSING):
-            if self.state is State.RUNNING:
+        if self.state in (State.RUNNING, State.FAILING, State.DRAINING, State.CLIENT_CLOSING):
+            if self.state in (State.RUNNING, State.FAILING):
                 self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
             self.error = self.error or error
             self.tell()

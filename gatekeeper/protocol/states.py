@@ -22,6 +22,7 @@ class State(enum.IntEnum):
     CLIENT_CLOSING = 3  # the client's connection.close went to the broker
     BROKER_CLOSING = 4  # the broker's connection.close went to the client
     DONE = 5  # nothing more will be exchanged
+    FAILING = 6  # an operation is to end the connection, unless the broker closes its channel first
 
 
 class Outcome(enum.Enum):
@@ -37,6 +38,12 @@ PASS, TAKEN, WAIT = Outcome.PASS, Outcome.TAKEN, Outcome.WAIT
 
 class Pending(Exception):  # noqa: N818 - control flow inside the session
     """A question has been asked whose answer is not there yet."""
+
+
+class OperationError(AmqpError):
+    """An operation on an open channel is refused, by what in RabbitMQ is the channel's process:
+    never before that channel's earlier operations are done, and not at all if one of them has
+    closed the channel. Even where the code ends the connection."""
 
 
 class FatalFrameError(AmqpError):

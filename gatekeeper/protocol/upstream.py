@@ -8,6 +8,7 @@ or an orderly connection.close makes it Broken, with a reason for the operator.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -157,7 +158,7 @@ class UpstreamHandshake:
             self._break(f"the broker speaks AMQP {major}-{minor}, not 0-9-1")
             return
         mechanisms = tuple(offered.decode("utf-8", "backslashreplace").split())
-        known = wire.read_table(properties)
+        known = wire.known_table(properties)
         self._events.append(
             Learned(
                 server_properties=properties,
@@ -299,6 +300,17 @@ def upstream_properties(
     none; in ``capabilities`` those of _OURS become true. Of duplicate ``capabilities`` the
     first, which is what RabbitMQ reads, is kept. Raises WireError if ``client_raw`` is malformed.
     """
+    mirrored, named = _known_mirror(client_raw) if len(client_raw) <= 4096 else _mirror(client_raw)
+    own: list[tuple[bytes, wire.Value]] = []
+    if not named:
+        own.append((b"connection_name", ("S", default_name)))
+    table = {key.encode(): _value(value) for key, value in gatekeeper_entries.items()}
+    own.append((_OWN_KEY, ("F", table)))
+    return mirrored + wire.table(own)
+
+
+def _mirror(client_raw: bytes) -> tuple[bytes, bool]:
+    """What of the client's properties goes on, and whether it has a name of its own."""
     entries = wire.table_entries(client_raw)
     capabilities = next((entry for entry in entries if entry.key == b"capabilities"), None)
     content = b""
@@ -306,13 +318,12 @@ def upstream_properties(
         content = client_raw[capabilities.value + 4 : capabilities.end]
     content = wire.edit_table(content, set(_OURS), [(name, ("t", True)) for name in _OURS])
     added = wire.shortstr(b"capabilities") + b"F" + wire.longstr(content)
-    own: list[tuple[bytes, wire.Value]] = []
-    if all(entry.key != b"connection_name" for entry in entries):
-        own.append((b"connection_name", ("S", default_name)))
-    table = {key.encode(): _value(value) for key, value in gatekeeper_entries.items()}
-    own.append((_OWN_KEY, ("F", table)))
     kept = wire.edit_table(client_raw, {_OWN_KEY, b"capabilities"})
-    return kept + added + wire.table(own)
+    return kept + added, any(entry.key == b"connection_name" for entry in entries)
+
+
+_known_mirror = functools.lru_cache(maxsize=64)(_mirror)
+"""Clients of one kind show the same properties."""
 
 
 def _value(value: bytes | str | int | bool) -> wire.Value:

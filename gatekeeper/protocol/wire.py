@@ -13,6 +13,7 @@ where a value does not fit its field, which is a mistake of the caller.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable, Iterable
@@ -106,6 +107,22 @@ def read_table(data: bytes) -> Table:
     Source: RabbitMQ ``rabbit_binary_parser:parse_table``, ``rabbit_misc:table_lookup``.
     """
     return _scan_table(data, None)
+
+
+MEMO_SIZE: Final = 1024
+"""Bytes of a table that is worth remembering."""
+
+
+def known_table(data: bytes) -> Table:
+    """As :func:`read_table`, for tables that come again and again: the result must not be changed.
+
+    Client properties and queue arguments are few in a system, and read often. Never for tables
+    that hold a secret: what was read last is remembered.
+    """
+    return _remembered_table(data) if len(data) <= MEMO_SIZE else read_table(data)
+
+
+_remembered_table = functools.lru_cache(maxsize=256)(read_table)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.tasks import Owner
 
 _T = TypeVar("_T")
+_CRASHED = Decision(False, "internal error", crashed=True)
 
 
 class Authority:
@@ -52,11 +53,13 @@ class Authority:
         self.resume: Callable[[], None] = lambda: None
 
     def check(self, check: Check) -> Decision | None:
-        return self._answer(check, lambda: self._engine.check(self._identity, self._vhost, check))
+        return self._answer(
+            check, lambda: self._engine.check(self._identity, self._vhost, check), _CRASHED
+        )
 
     def exchange_exists(self, exchange: bytes) -> bool | None:
         return self._answer(
-            ("exists", exchange), lambda: self._exchanges.exists(self._vhost, exchange)
+            ("exists", exchange), lambda: self._exchanges.exists(self._vhost, exchange), True
         )
 
     def topic_rule(self, exchange: bytes) -> bool:
@@ -65,7 +68,7 @@ class Authority:
     def update_secret(self, secret: bytes) -> AmqpError | bool | None:
         """No backend of now has credentials that expire: any secret is taken, and the user must
         still have access to the vhost (RabbitMQ 4.3: ``rabbit_reader`` on update-secret)."""
-        decision = self._answer(("update-secret",), self._vhost_access)
+        decision = self._answer(("update-secret",), self._vhost_access, _CRASHED)
         if decision is None:
             return None
         if decision.allowed:
@@ -76,11 +79,11 @@ class Authority:
     def _vhost_access(self) -> Decision | Awaitable[Decision]:
         return self._engine.vhost_access(self._identity, self._vhost, self._peer)
 
-    def exchange_declared(self, exchange: bytes, kind: bytes) -> None:
-        self._exchanges.declared(self._vhost, exchange, kind)
+    def exchange_changing(self, exchange: bytes) -> int:
+        return self._exchanges.changing(self._vhost, exchange)
 
-    def exchange_forgotten(self, exchange: bytes) -> None:
-        self._exchanges.forgotten(self._vhost, exchange)
+    def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
+        self._exchanges.changed(self._vhost, exchange, kind, change)
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self._lines.refused(channel, error)
@@ -88,7 +91,10 @@ class Authority:
     def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None:
         self._lines.consumer_cancelled(channel, tag, queue)
 
-    def _answer(self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]]) -> _T | None:
+    def _answer(
+        self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
+    ) -> _T | None:
+        """failed: the answer where a question ends in an exception."""
         if key in self._asked:
             return None
         kept = self._answers.pop(key, None)
@@ -98,18 +104,19 @@ class Authority:
         if not isinstance(answer, Awaitable):
             return answer
         self._asked.add(key)
-        self._owner.start(self._settle(key, answer))
+        self._owner.start(self._settle(key, self._epoch.value, answer, failed))
         return None
 
-    async def _settle(self, key: Hashable, pending: Awaitable[object]) -> None:
-        epoch = self._epoch.value
-        answer: object = None
+    async def _settle(
+        self, key: Hashable, epoch: int, pending: Awaitable[object], answer: object
+    ) -> None:
+        """epoch: when the question was asked. answer: where it ends in an exception."""
         try:
             answer = await pending
-        finally:
+        finally:  # whatever has happened: a client must not wait for an answer for ever
             self._asked.discard(key)
-        self._answers[key] = (epoch, answer)
-        self.resume()
+            self._answers[key] = (epoch, answer)
+            self.resume()
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

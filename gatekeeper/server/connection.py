@@ -38,7 +38,7 @@ from gatekeeper.server.channel import NoAnswerError
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
-from gatekeeper.server.pump import Pump
+from gatekeeper.server.pump import End, Pump
 from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import (
@@ -124,7 +124,7 @@ class Connection:
             ended = self._pump(greeted, live, upstream)
             # Most connections idle most of their life: keep nothing that only the way in needed.
             del self._handshake, self._deadline, greeted, upstream, deadline
-            self._lines.ended(orderly=await ended)
+            self._lines.ended(await ended)
         except TimeoutError:
             awaited = "handshake" if self._handshake.state is State.PRE_INIT else "frame_header"
             self._lines.handshake_timeout(awaited)
@@ -155,7 +155,7 @@ class Connection:
                         self._lines.accepted()
                     handshake.feed(data)
                 case Send(data):
-                    client.transport.write(data)
+                    client.write(data)
                 case Login() as login:
                     identity = await self._authenticate(login)
                     if identity is None:
@@ -166,8 +166,8 @@ class Connection:
                     if identity is not None and login is not None:
                         return Greeted(identity, login, tuned, vhost)
                 case Closed(reply):
-                    client.transport.write(reply)
-                    self._lines.ended(orderly=True)
+                    client.write(reply)
+                    self._lines.ended(End.ORDERLY)
                     return None
                 case Fail() as fail:
                     await self._fail(fail)
@@ -175,7 +175,7 @@ class Connection:
 
     def _gone(self, *, accepted: bool) -> None:
         if accepted:
-            self._lines.ended(orderly=False)
+            self._lines.ended(End.LOST)
         else:
             self._lines.probed()
 
@@ -188,7 +188,7 @@ class Connection:
             await self._fail(self._handshake.refuse_login(result.reason))
             return None
         self._lines.authenticated(result.username)
-        self._client.transport.write(self._handshake.accept_login())
+        self._client.write(self._handshake.accept_login())
         return result
 
     async def _fail(self, fail: Fail) -> None:
@@ -197,8 +197,8 @@ class Connection:
         client = self._client
         if self._deadline is not None:
             self._deadline.reschedule(None)  # the failure has a time limit of its own
-        if fail.reply is not None and not client.lost:
-            client.transport.write(fail.reply)
+        if fail.reply is not None:
+            client.write(fail.reply)
         if fail.await_close_ok:
             try:
                 async with asyncio.timeout(fail.grace):
@@ -213,10 +213,10 @@ class Connection:
         while True:
             event = self._handshake.next_event()
             if isinstance(event, Closed):
-                self._client.transport.write(event.reply)
+                self._client.write(event.reply)
                 return
             if isinstance(event, Send):
-                self._client.transport.write(event.data)
+                self._client.write(event.data)
             elif isinstance(event, Fail):
                 await asyncio.sleep(event.silent_delay)
                 return
@@ -320,12 +320,13 @@ class Connection:
         login, tuned, user = greeted.login, greeted.tuned, greeted.identity.username
         where = f"{self._peer.host}:{self._peer.port}"
         client_properties = login.client_properties
-        if len(client_properties) > PROPERTIES_LIMIT:
-            client_properties = wire.table(
-                (key, value)
-                for key, value in wire.read_table(client_properties).items()
-                if key in ESSENTIAL_PROPERTIES
-            )
+        for kept in (ESSENTIAL_PROPERTIES, frozenset({b"capabilities"})):
+            if len(client_properties) > PROPERTIES_LIMIT:
+                client_properties = wire.table(
+                    (key, value)
+                    for key, value in wire.read_table(client_properties).items()
+                    if key in kept
+                )
         properties = upstream_properties(
             client_properties,
             {"user": user, "peer": where, "version": __version__},
@@ -360,11 +361,11 @@ class Connection:
 
     def _pump(
         self, greeted: Greeted, live: Live, upstream: UpstreamConnection
-    ) -> asyncio.Future[bool]:
-        """Start the session; the future tells when it has ended, and whether in order."""
+    ) -> asyncio.Future[End]:
+        """Start the session; the future tells when it has ended, and how."""
         gate, lines, identity = self._gate, self._lines, greeted.identity
         loop = asyncio.get_running_loop()
-        ended: asyncio.Future[bool] = loop.create_future()
+        ended: asyncio.Future[End] = loop.create_future()
         authority = Authority(
             engine=gate.engine,
             exchanges=gate.exchanges,
@@ -392,19 +393,19 @@ class Connection:
             cancel_notify=b"consumer_cancel_notify" in greeted.login.capabilities,
         )
 
-        def end(orderly: bool) -> None:
+        def end(how: End) -> None:
             if not ended.done():
-                ended.set_result(orderly)
+                ended.set_result(how)
 
         def log_forced(error: AmqpError) -> None:
             lines.forced(error.explanation.decode("utf-8", "replace"))
 
-        pump = Pump(
-            session, self._client, upstream.endpoint, end, log_forced, greeted.tuned.heartbeat
-        )
+        heartbeat = greeted.tuned.heartbeat
+        lines.heartbeat = heartbeat
+        pump = Pump(session, self._client, upstream.endpoint, end, log_forced, heartbeat)
         authority.resume = pump.resume
         live.close = pump.close
-        self._client.transport.write(self._handshake.accept_open())
+        self._client.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)
         pump.start(self._handshake.leftover(), upstream.first)
         return ended

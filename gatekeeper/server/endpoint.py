@@ -25,6 +25,9 @@ WRITE_HIGH, WRITE_LOW = 512 * 1024, 128 * 1024
 IOV_MAX = 1024
 """Pieces that one writev takes."""
 
+LINGER = 5.0
+"""Seconds that a peer has to read what was written before its socket was closed."""
+
 Consumer = Callable[[bytearray, int, int], int]
 """Takes a buffer, a start and an end; answers up to which offset it is done."""
 
@@ -87,7 +90,10 @@ class Endpoint(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH, low=WRITE_LOW)
-        if transport.get_extra_info("ssl_object") is None:
+        # INVARIANT: never the socket itself where TLS is on it, also if TLS began later (start_tls
+        # calls this a second time): what is written there goes out unencrypted.
+        self._fd = -1
+        if transport.get_extra_info("sslcontext") is None:
             sock = transport.get_extra_info("socket")
             self._fd = -1 if sock is None else sock.fileno()
         if self.ready is not None:
@@ -115,6 +121,9 @@ class Endpoint(asyncio.BufferedProtocol):
         self._wake()
 
     def eof_received(self) -> bool:
+        # Closed here, not by the transport, which would wait for ever for a peer that ends its
+        # side and does not read what was written.
+        self.close()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -233,12 +242,16 @@ class Endpoint(asyncio.BufferedProtocol):
             self.transport.write(b"".join(chunks))
         chunks.clear()
 
-    def close(self, linger: float = 5.0) -> None:
+    def write(self, data: bytes) -> None:
+        """Send ``data``; nothing at all where the connection is lost (the loop would raise)."""
+        self.send([data])
+
+    def close(self, linger: float | None = None) -> None:
         """Close when what is written has gone out, or by force after ``linger`` seconds."""
         if self.lost or self.transport.is_closing():
             return
         self.transport.close()
-        asyncio.get_running_loop().call_later(linger, self.abort)
+        asyncio.get_running_loop().call_later(LINGER if linger is None else linger, self.abort)
 
     def abort(self) -> None:
         if not self.lost:
@@ -249,3 +262,4 @@ HOLD_INBOX = 1
 HOLD_STALLED = 2  # the next frame waits for an answer
 HOLD_PRESSURE = 4  # the other side takes no more
 HOLD_CLOSED = 8  # nothing more will be read
+HOLD_UNREAD = 16  # the peer does not read the gate's own answers

@@ -4,7 +4,8 @@ DESIGN section 5: an active ``exchange.declare`` that can never create anything 
 internal, and an alternate-exchange argument of a wrong type) is always refused, and the text of
 the refusal tells. Answers are kept for seconds, declares and deletes that pass through the gate
 change them, and where an answer "not a topic" had let anything pass, its end bumps the epoch,
-so no approval outlives what it was built on. An unknown exchange counts as a topic exchange.
+so no approval outlives what it was built on. An unknown exchange counts as a topic exchange,
+and so does one that a client is deleting or redeclaring: its next type is not known yet.
 
 RabbitMQ: ``rabbit_exchange:assert_equivalence`` compares the type first; the wrong argument
 type is only looked at for a new exchange (``rabbit_misc:r_arg``).
@@ -65,9 +66,9 @@ class _Prober:
 
     async def ask(self, exchange: bytes) -> ExchangeKind:
         async with self._lock:
-            if self._timer is not None:
-                self._timer.cancel()
             for attempt in (1, 2):
+                if self._timer is not None:
+                    self._timer.cancel()
                 fresh = self._connection is None
                 try:
                     async with asyncio.timeout(ANSWER_TIMEOUT):
@@ -76,6 +77,9 @@ class _Prober:
                     self._drop()
                     if fresh or attempt == 2:
                         return ExchangeKind.UNKNOWN
+                except BaseException:
+                    self._drop()
+                    raise
                 finally:
                     loop = asyncio.get_running_loop()
                     self._timer = loop.call_later(IDLE, self._drop)
@@ -92,7 +96,7 @@ class _Prober:
         endpoint = self._connection.endpoint
         table = wire.table([(b"alternate-exchange", ("t", True))])
         question = encode(1, (40, 10), (0, exchange, b"topic", 0b1000, table))
-        endpoint.transport.write(wire.method(1, 20, 10, b"\0") + question)
+        endpoint.write(wire.method(1, 20, 10, b"\0") + question)
         while True:
             frame = self._frames.next(131072)
             if frame is None:
@@ -106,8 +110,10 @@ class _Prober:
                 continue
             if ids != b"\0\x14\0\x28":
                 raise wire.WireError("the broker answered something else")
-            endpoint.transport.write(wire.method(1, 20, 41))
-            return _meaning(frame.payload[7 : 7 + frame.payload[6]])
+            reader = wire.Reader(frame.payload, 6)
+            text = reader.shortstr()
+            endpoint.write(wire.method(1, 20, 41))
+            return _meaning(text)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -140,15 +146,23 @@ class Exchanges:
     ) -> None:
         self._upstreams = upstreams
         self._epoch = epoch
+        self._on_error = on_error
         self._owner = Owner(on_error)
         self._known: dict[tuple[bytes, bytes], ExchangeKind] = {}
         self._relied: set[tuple[bytes, bytes]] = set()
         self._asking: dict[tuple[bytes, bytes], asyncio.Task[ExchangeKind]] = {}
+        self._changed: set[tuple[bytes, bytes]] = set()
+        self._changes = 0
+        self._doubts: dict[int, tuple[bytes, bytes]] = {}
+        self._doubtful: dict[tuple[bytes, bytes], int] = {}
+        self._all_doubtful = 0.0
         self._probers: dict[bytes, _Prober] = {}
 
     def is_topic(self, vhost: bytes, exchange: bytes) -> bool | Awaitable[bool]:
         kind = self._kind(vhost, exchange)
         if kind is None:
+            if self._in_doubt((vhost, exchange)):
+                return True
             return self._is_topic_later(vhost, exchange)
         return self._topic(vhost, exchange, kind)
 
@@ -188,8 +202,15 @@ class Exchanges:
     async def _learn(self, key: tuple[bytes, bytes], prober: _Prober) -> ExchangeKind:
         try:
             kind = await prober.ask(key[1])
+            if key in self._changed:
+                # The broker may have answered before the change that we have seen since.
+                return ExchangeKind.UNKNOWN
+        except Exception as error:  # noqa: BLE001 - whatever it is, the stricter answer holds
+            self._on_error(error)
+            return ExchangeKind.UNKNOWN
         finally:
             self._asking.pop(key, None)
+            self._changed.discard(key)
         if kind in (ExchangeKind.TOPIC, ExchangeKind.OTHER):
             self._keep(key, kind)
         return kind
@@ -207,16 +228,57 @@ class Exchanges:
             self._relied.discard(key)
             self._epoch.bump()
 
-    def declared(self, vhost: bytes, exchange: bytes, kind: bytes) -> None:
-        """The broker has confirmed a declare: the type it has now is certain."""
-        key = (vhost, exchange)
-        if key in self._relied or key in self._known:
-            self._forget(key)
-            self._keep(key, ExchangeKind.TOPIC if kind == b"topic" else ExchangeKind.OTHER)
+    def changing(self, vhost: bytes, exchange: bytes) -> int:
+        """A declare or delete is on its way: what was known no longer counts.
 
-    def forgotten(self, vhost: bytes, exchange: bytes) -> None:
-        """It may be gone, or be another: what was known of it no longer counts."""
-        self._forget((vhost, exchange))
+        Until it is answered (or seconds have passed) the exchange is in doubt: the broker could
+        still tell of the old one, while what the client sends next meets the new one. Every
+        change has its own doubt, which no other's late answer can end.
+        """
+        key = (vhost, exchange)
+        self._changed_while_asking(key)
+        self._forget(key)
+        self._changes += 1
+        loop = asyncio.get_running_loop()
+        if len(self._doubts) >= BOUND:
+            self._all_doubtful = loop.time() + KEEP
+        else:
+            self._doubts[self._changes] = key
+            self._doubtful[key] = self._doubtful.get(key, 0) + 1
+            loop.call_later(KEEP, self._no_doubt, self._changes)
+        return self._changes
+
+    def changed(self, vhost: bytes, exchange: bytes, kind: bytes | None, change: int) -> None:
+        """The broker has answered a change: the exchange is of type ``kind``, None: gone.
+
+        Only the stricter half is believed: the client may have read the answer so late that it
+        is no longer true.
+        """
+        key = (vhost, exchange)
+        self._changed_while_asking(key)
+        doubted = self._no_doubt(change)
+        if kind == b"topic" and (doubted or key in self._relied or key in self._known):
+            self._forget(key)
+            self._keep(key, ExchangeKind.TOPIC)
+        else:
+            self._forget(key)
+
+    def _changed_while_asking(self, key: tuple[bytes, bytes]) -> None:
+        if key in self._asking:
+            self._changed.add(key)
+
+    def _no_doubt(self, change: int) -> bool:
+        """End the doubt of one change; True if there was one."""
+        key = self._doubts.pop(change, None)
+        if key is None:
+            return False
+        self._doubtful[key] -= 1
+        if not self._doubtful[key]:
+            del self._doubtful[key]
+        return True
+
+    def _in_doubt(self, key: tuple[bytes, bytes]) -> bool:
+        return key in self._doubtful or asyncio.get_running_loop().time() < self._all_doubtful
 
     async def close(self) -> None:
         await self._owner.close()

@@ -14,6 +14,7 @@ from gatekeeper.model import Peer
 from gatekeeper.protocol.erlang import erlang_string
 from gatekeeper.protocol.events import Fail, LogKind
 from gatekeeper.protocol.methods import method_atom
+from gatekeeper.server.pump import End
 
 
 def duration(seconds: float) -> str:
@@ -36,7 +37,7 @@ def text(name: bytes) -> str:
 
 
 class ConnectionLines:
-    """The lines of one connection. user and vhost are set as they become known."""
+    """The lines of one connection. user, vhost and heartbeat are set as they become known."""
 
     def __init__(
         self, connection: Logger, channel: Logger, user: Logger, number: int, peer: Peer
@@ -49,6 +50,7 @@ class ConnectionLines:
         self._started = time.monotonic()
         self.user: bytes | None = None
         self.vhost: bytes | None = None
+        self.heartbeat = 0
         self.running = False
 
     @property
@@ -182,19 +184,27 @@ class ConnectionLines:
             f"connection {self._name}: user '{user}' updated secret", **self._fields()
         )
 
-    def ended(self, *, orderly: bool) -> None:
-        where = self._where()
-        took = self._duration()
-        if orderly:
-            self._connection.info(
-                f"closing AMQP connection ({where}, duration: '{took}')", **self._fields()
-            )
-        else:
-            self._connection.warning(
-                f"closing AMQP connection {self._pid} ({where}, duration: '{took}'):\n"
-                "client unexpectedly closed TCP connection",
-                **self._fields(reason="client unexpectedly closed TCP connection"),
-            )
+    def ended(self, end: End) -> None:
+        where, took = self._where(), self._duration()
+        match end:
+            case End.ORDERLY:
+                self._connection.info(
+                    f"closing AMQP connection ({where}, duration: '{took}')", **self._fields()
+                )
+                return
+            case End.LOST:
+                reason, log = "client unexpectedly closed TCP connection", self._connection.warning
+            case End.FATAL_FRAME:
+                reason, log = "fatal_frame_error", self._connection.error
+                where = self._name
+            case End.SILENT:
+                reason = f"missed heartbeats from client, timeout: {self.heartbeat}s"
+                log = self._connection.error
+                where = self._name
+        log(
+            f"closing AMQP connection {self._pid} ({where}, duration: '{took}'):\n{reason}",
+            **self._fields(reason=reason),
+        )
 
     def probed(self) -> None:
         """Closed by the client without a byte: a health check."""

@@ -29,9 +29,6 @@ from gatekeeper.server.tls import server_context
 Accept = Callable[[Endpoint, Peer, int], None]
 """Takes a connected client: its endpoint, its address, and the connection's number."""
 
-PEEK_PAUSE = 0.01
-"""Seconds between looks at a PROXY header that is still incomplete."""
-
 
 def listening_socket(
     address: Address, options: SocketOptions, *, shared: bool = False
@@ -122,6 +119,7 @@ class Listeners:
         self._log = log
         self._numbers = itertools.count(1) if numbers is None else numbers
         self._servers: list[asyncio.Server] = []
+        self._accepting: list[asyncio.Task[None]] = []
         self._context = None if settings.tls is None else server_context(settings.tls)
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         plain = len(settings.tcp_listeners)
@@ -148,7 +146,7 @@ class Listeners:
         loop = asyncio.get_running_loop()
         for sock, context in self._sockets:
             if self._settings.proxy_protocol:
-                self._owner.start(self._accept_behind_proxy(sock, context))
+                self._accepting.append(self._owner.start(self._accept_behind_proxy(sock, context)))
                 continue
             server = await loop.create_server(
                 lambda tls=context is not None: self._endpoint(None, tls=tls),
@@ -163,6 +161,8 @@ class Listeners:
         """Accept nothing more; connections live on."""
         for server in self._servers:
             server.close()
+        for task in self._accepting:
+            task.cancel()  # at once, for a socket that is waited on is not closed
         self._close_sockets()
 
     def _close_sockets(self) -> None:
@@ -222,7 +222,10 @@ class Listeners:
     async def _header(sock: socket.socket) -> ProxyHeader:
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
+        seen = 0
         while True:
+            # Readable means more than what was there: the kernel wakes us for news only.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, seen + 1)
             readable: asyncio.Future[None] = loop.create_future()
             loop.add_reader(sock, _settle, readable)
             try:
@@ -230,13 +233,14 @@ class Listeners:
             finally:
                 loop.remove_reader(sock)
             data = sock.recv(V2_MAX, socket.MSG_PEEK)
-            if not data:
+            if len(data) == seen:
                 raise ProxyHeaderError("the peer closed the connection")
             header = parse(data)
             if header is not None:
                 sock.recv(header.size)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
                 return header
-            await asyncio.sleep(PEEK_PAUSE)
+            seen = len(data)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -7,6 +7,7 @@ it is sent. Backpressure: one side is not read from while the other cannot take 
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Callable
 
 from gatekeeper.errors import AmqpError, ReplyCode
@@ -16,6 +17,7 @@ from gatekeeper.server.endpoint import (
     HOLD_CLOSED,
     HOLD_PRESSURE,
     HOLD_STALLED,
+    HOLD_UNREAD,
     Endpoint,
 )
 
@@ -27,13 +29,22 @@ FATAL_DELAY = 3.0
 """Seconds that RabbitMQ waits after a broken frame stream (SILENT_CLOSE_DELAY)."""
 
 
+class End(enum.Enum):
+    """How a session came to its end, for the log."""
+
+    ORDERLY = enum.auto()
+    LOST = enum.auto()  # the client's connection ended without a word
+    FATAL_FRAME = enum.auto()  # the client's frame stream was broken
+    SILENT = enum.auto()  # the client missed its heartbeats
+
+
 class Pump:
     """One running connection.
 
-    ended: called once, with True if the end was orderly. forced: called with the error when a
+    ended: called once. forced: called with the error when a
     running session is ended that its client did not end. heartbeat: seconds as negotiated, 0 for
-    none; heartbeats themselves just pass, but a broker from which nothing has come for two to
-    three of them is given up, as a client of its would.
+    none; heartbeats themselves just pass, but a peer from which nothing has come for two to three
+    of them is given up: a broker as a client of its would, a client as RabbitMQ does.
     """
 
     def __init__(
@@ -41,14 +52,14 @@ class Pump:
         session: Session,
         client: Endpoint,
         broker: Endpoint,
-        ended: Callable[[bool], None],
+        ended: Callable[[End], None],
         forced: Callable[[AmqpError], None],
         heartbeat: int = 0,
     ) -> None:
         self.session = session
         self._client = client
         self._broker = broker
-        self._ended: Callable[[bool], None] | None = ended
+        self._ended: Callable[[End], None] | None = ended
         self._forced = forced
         self._state = State.RUNNING
         self._timer: asyncio.TimerHandle | None = None
@@ -56,6 +67,9 @@ class Pump:
         self._heartbeat = heartbeat
         self._heard = True
         self._silences = 0
+        self._client_heard = True
+        self._client_silences = 0
+        self._resuming = False
         self._watch: asyncio.TimerHandle | None = None
 
     def start(self, from_client: bytes, from_broker: bytes) -> None:
@@ -78,10 +92,17 @@ class Pump:
 
     def _from_client(self, buf: bytearray, pos: int, end: int) -> int:
         session = self.session
+        self._client_heard = True
         done = session.client_data(buf, pos, end)
+        if session.to_client and not self._client.writable:
+            # The gate's own answers to a client that does not read must not pile up. What comes
+            # from the broker is no reason to stop: such a client may be busy publishing.
+            self._client.hold(HOLD_UNREAD)
         self._flush()
         if session.client_stalled:
             self._client.hold(HOLD_STALLED)
+            if session.client_tired:
+                self.resume()
         else:
             self._client.release(HOLD_STALLED)
         return done
@@ -96,11 +117,13 @@ class Pump:
             return end
         if session.broker_stalled:
             self._broker.hold(HOLD_STALLED)
+            if session.broker_tired:
+                self.resume()
         else:
             self._broker.release(HOLD_STALLED)
         if session.client_stalled:
             # What it waits for may just have come. Not now: the shared buffer is in use.
-            self._loop.call_soon(self._client.refeed)
+            self.resume()
         return done
 
     def _flush(self) -> None:
@@ -113,18 +136,28 @@ class Pump:
             self._moved(session.state)
 
     def resume(self) -> None:
-        """An answer has come: judge again what waited for it."""
-        self._loop.call_soon(self._refeed)
+        """An answer has come: judge again what waited for it, in the loop's next turn."""
+        if not self._resuming:
+            self._resuming = True
+            self._loop.call_soon(self._refeed)
 
     def _refeed(self) -> None:
-        if self.session.client_stalled:
-            self._client.refeed()
-        if self.session.broker_stalled:
-            self._broker.refeed()
+        self._resuming = False
+        try:
+            if self.session.client_stalled:
+                self._client.refeed()
+            if self.session.broker_stalled:
+                self._broker.refeed()
+        except Exception:
+            # In a read callback the loop would close the socket; here it is ours to do.
+            self._client.abort()
+            raise
 
     # --- backpressure ---
 
     def _client_writable(self, writable: bool) -> None:
+        if writable:
+            self._client.release(HOLD_UNREAD)
         self._press(self._broker, writable=writable)
 
     def _broker_writable(self, writable: bool) -> None:
@@ -137,7 +170,7 @@ class Pump:
         else:
             source.hold(HOLD_PRESSURE)
 
-    # --- a silent broker ---
+    # --- a silent peer ---
 
     def _listen(self) -> None:
         """Once a heartbeat interval. While we do not read, silence says nothing."""
@@ -147,7 +180,18 @@ class Pump:
             text = f"missed heartbeats from upstream broker, timeout: {self._heartbeat}s"
             self._lose_broker(text.encode())
             return
+        silent = not self._client_heard and not self._client.held
+        self._client_silences = self._client_silences + 1 if silent else 0
+        self._client_heard = False
+        if self._client_silences >= 2:
+            self._give_up_client()
+            return
         self._watch = self._loop.call_later(self._heartbeat, self._listen)
+
+    def _give_up_client(self) -> None:
+        """Closed without a connection.close (``rabbit_reader`` on heartbeat_timeout)."""
+        self._client.abort()
+        self._finish(End.SILENT)
 
     # --- ends ---
 
@@ -158,7 +202,7 @@ class Pump:
             self._timer.cancel()
             self._timer = None
         session = self.session
-        if state is State.DRAINING:
+        if state in (State.DRAINING, State.FAILING):
             self._timer = self._loop.call_later(DRAIN_TIMEOUT, self._drained)
         elif state is State.TOLD:
             # Nothing more of the broker's can be for this client.
@@ -194,8 +238,13 @@ class Pump:
         self._finish()
 
     def _broker_lost(self, _error: Exception | None) -> None:
-        if self._ended is not None:
-            self._lose_broker(b"upstream broker connection lost")
+        if self._ended is None:
+            return
+        if self._client_silences and not self._client_heard:
+            # The broker counts the same client's heartbeats, and was the first to act on it.
+            self._give_up_client()
+            return
+        self._lose_broker(b"upstream broker connection lost")
 
     def _lose_broker(self, explanation: bytes) -> None:
         if self.session.state is State.RUNNING:
@@ -203,15 +252,17 @@ class Pump:
         self.session.broker_lost(explanation)
         self._flush()
 
-    def _finish(self) -> None:
+    def _finish(self, end: End | None = None) -> None:
         ended, self._ended = self._ended, None
         if ended is None:
             return
         for timer in (self._timer, self._watch):
             if timer is not None:
                 timer.cancel()
-        orderly = self.session.state is not State.RUNNING
+        if end is None:
+            lost = self.session.state is State.RUNNING
+            end = End.FATAL_FRAME if self.session.fatal else End.LOST if lost else End.ORDERLY
         for endpoint in (self._client, self._broker):
             endpoint.hold(HOLD_CLOSED)
             endpoint.close()
-        ended(orderly)
+        ended(end)

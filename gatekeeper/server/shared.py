@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.server.control import Member
@@ -52,10 +53,13 @@ class Place:
 
 
 class SharedRegistry(Registry):
-    """A worker's registry; the supervisor counts for all of them."""
+    """A worker's registry; the supervisor counts for all of them.
 
-    def __init__(self, member: Member) -> None:
-        super().__init__()
+    more: for the constructor of the registry that it is mixed into.
+    """
+
+    def __init__(self, member: Member, *more: Any) -> None:
+        super().__init__(*more)
         self._member = member
 
     async def admit(self, live: Live, *, vhost_limit: int | None, user_limit: int | None) -> Limit:
@@ -103,16 +107,19 @@ class SharedExchanges(Exchanges):
         super().__init__(upstreams, epoch, on_error)
         self._member = member
 
-    def declared(self, vhost: bytes, exchange: bytes, kind: bytes) -> None:
-        super().declared(vhost, exchange, kind)
+    def changing(self, vhost: bytes, exchange: bytes) -> int:
         self._member.exchange_changed(vhost, exchange)
+        return super().changing(vhost, exchange)
 
-    def forgotten(self, vhost: bytes, exchange: bytes) -> None:
-        super().forgotten(vhost, exchange)
+    def changed(self, vhost: bytes, exchange: bytes, kind: bytes | None, change: int) -> None:
+        super().changed(vhost, exchange, kind, change)
+        # Once more: who asked in between may have been told of the old one.
         self._member.exchange_changed(vhost, exchange)
 
     def changed_elsewhere(self, vhost: bytes, exchange: bytes) -> None:
-        super().forgotten(vhost, exchange)
+        key = (vhost, exchange)
+        self._changed_while_asking(key)
+        self._forget(key)
 
 
 class WorkerDuties:

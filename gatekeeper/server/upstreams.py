@@ -183,7 +183,7 @@ class UpstreamLink:
         _, endpoint = await loop.create_connection(
             lambda: Endpoint(self._buffer), server.host, server.port
         )
-        endpoint.transport.write(self._proxy_header(proxy, peer, endpoint))
+        endpoint.write(self._proxy_header(proxy, peer, endpoint))
         if tls is not None:
             transport = await loop.start_tls(
                 endpoint.transport, endpoint, tls, server_hostname=self._server_name(server)
@@ -211,12 +211,12 @@ class UpstreamLink:
     async def _shake(self, endpoint: Endpoint, handshake: UpstreamHandshake) -> None:
         name = self.settings.name
         learned: Learned | None = None
-        endpoint.transport.write(handshake.start())
+        endpoint.write(handshake.start())
         while True:
             while (event := handshake.next_event()) is not None:
                 match event:
                     case Send(data):
-                        endpoint.transport.write(data)
+                        endpoint.write(data)
                     case Learned():
                         learned = event
                         self._learn(learned, None)
@@ -281,13 +281,19 @@ class UpstreamLink:
         self._stale.clear()
 
 
+_CLOSE_OK = wire.method(0, 10, 51)
+
+
 async def say_goodbye(endpoint: Endpoint) -> None:
     """Close one of our own connections as AMQP wants it, within a second."""
-    endpoint.transport.write(wire.close_method(0, 10, 200, b"", 0, 0))
+    endpoint.write(wire.close_method(0, 10, 200, b"", 0, 0))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1.0):
-            while await endpoint.receive():
-                pass
+            received = b""
+            while data := await endpoint.receive():
+                received = received[-len(_CLOSE_OK) :] + data
+                if _CLOSE_OK in received:
+                    break  # RabbitMQ now waits for us to close the socket
     endpoint.abort()
 
 

@@ -10,17 +10,29 @@ Source: rabbit_definitions, rabbit_auth_backend_internal:put_user.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from gatekeeper.errors import DefinitionsError
 from gatekeeper.store import passwords
 from gatekeeper.store.definitions_json import Document, read_document
-from gatekeeper.store.definitions_parse import CLUSTER_NAME, Definitions, parse
+from gatekeeper.store.definitions_parse import (
+    CLUSTER_NAME,
+    VHOST_LIMITS_COMPONENT,
+    Definitions,
+    PermissionEntry,
+    TopicPermissionEntry,
+    parse,
+)
 from gatekeeper.store.draft import Draft
-from gatekeeper.store.records import Snapshot, User, Vhost
+from gatekeeper.store.records import User, Vhost
 from gatekeeper.store.refusals import (
     CredentialRefusedError,
     NoSuchUserError,
@@ -28,6 +40,7 @@ from gatekeeper.store.refusals import (
     one_line,
     shown,
 )
+from gatekeeper.store.rows import Reader
 from gatekeeper.store.store import Store
 
 IMPORTED_HASH = "imported_definition_hash_value"
@@ -73,66 +86,67 @@ def load_definitions(store: Store, path: Path, *, skip_if_unchanged: bool = Fals
     return _import(store, _read(path), skip_if_unchanged=skip_if_unchanged)
 
 
-def export_definitions(snapshot: Snapshot, *, product: str = "gatekeeper") -> dict[str, object]:
-    """The inverse of an import, as a JSON object with RabbitMQ's sections.
+def export_definitions(store: Store, *, product: str = "gatekeeper") -> dict[str, object]:
+    """The inverse of an import, as a JSON object with RabbitMQ's sections, as of one moment.
 
-    Raises DefinitionsError where a name is not UTF-8: JSON cannot hold it.
+    The whole of it is in memory then: :func:`write_definitions` is for large stores. Raises
+    DefinitionsError where a name is not UTF-8 (JSON cannot hold it), StoreError.
     """
-    cluster = snapshot.metadata.get(CLUSTER_NAME)
-    return {
-        "rabbit_version": FORMAT_VERSION,
-        "rabbitmq_version": FORMAT_VERSION,
-        "product_name": product,
-        "product_version": FORMAT_VERSION,
-        "rabbitmq_definition_format": "cluster",
-        "users": [_exported_user(user) for _, user in sorted(snapshot.users.items())],
-        "vhosts": [_exported_vhost(vhost) for _, vhost in sorted(snapshot.vhosts.items())],
-        "permissions": [
-            {
-                "user": _text(user),
-                "vhost": _text(vhost),
-                "configure": _text(permissions.configure),
-                "write": _text(permissions.write),
-                "read": _text(permissions.read),
-            }
-            for (user, vhost), permissions in sorted(
-                snapshot.permissions.items(), key=lambda item: item[0]
-            )
-        ],
-        "topic_permissions": [
-            {
-                "user": _text(user),
-                "vhost": _text(vhost),
-                "exchange": _text(exchange),
-                "write": _text(permissions.write),
-                "read": _text(permissions.read),
-            }
-            for (user, vhost, exchange), permissions in sorted(
-                snapshot.topic_permissions.items(), key=lambda item: item[0]
-            )
-        ],
-        "parameters": [
-            {
-                "vhost": _text(vhost.name),
-                "component": "vhost-limits",
-                "name": "limits",
-                "value": dict(vhost.limits),
-            }
-            for _, vhost in sorted(snapshot.vhosts.items())
-            if vhost.limits
-        ],
-        "global_parameters": [{"name": CLUSTER_NAME, "value": cluster}] if cluster else [],
-        "policies": [],
-        "queues": [],
-        "exchanges": [],
-        "bindings": [],
-    }
+    with store.view() as view:
+        return {
+            section: list(content) if isinstance(content, Iterator) else content
+            for section, content in _sections(view, product)
+        }
+
+
+def write_definitions(store: Store, file: IO[str], *, product: str = "gatekeeper") -> None:
+    """As :func:`export_definitions`, written entry by entry, one a line.
+
+    After an error ``file`` holds a part of a document.
+    """
+    with store.view() as view:
+        lead = "{"
+        for section, content in _sections(view, product):
+            file.write(f"{lead}\n{json.dumps(section)}: ")
+            lead = ","
+            if not isinstance(content, Iterator):
+                file.write(json.dumps(content, ensure_ascii=False))
+                continue
+            file.write("[")
+            for at, entry in enumerate(content):
+                file.write(",\n  " if at else "\n  ")
+                file.write(json.dumps(entry, ensure_ascii=False))
+            file.write("]")
+        file.write("\n}\n")
 
 
 # -- import ------------------------------------------------------------------------------
 
 
 def _import(
+    store: Store, documents: Sequence[tuple[str, bytes]], *, skip_if_unchanged: bool
+) -> ImportReport:
+    with _uncollected():
+        return _import_all(store, documents, skip_if_unchanged=skip_if_unchanged)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would walk millions of objects over and over.
+
+    They form no cycles: what is let go of is freed all the same.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _import_all(
     store: Store, documents: Sequence[tuple[str, bytes]], *, skip_if_unchanged: bool
 ) -> ImportReport:
     digest = _digest(documents)
@@ -187,16 +201,7 @@ def _apply(draft: Draft, definitions: Definitions) -> None:
         )
         if vhost.limits:
             draft.set_vhost_limits(vhost.name, vhost.limits)
-    for permission in definitions.permissions:
-        try:
-            draft.set_permissions(permission.user, permission.vhost, permission.permissions)
-        except (NoSuchUserError, NoSuchVhostError) as error:
-            raise _unknown(document, permission.path, error) from error
-    for topic in definitions.topic_permissions:
-        try:
-            draft.set_topic_permissions(topic.user, topic.vhost, topic.exchange, topic.permissions)
-        except (NoSuchUserError, NoSuchVhostError) as error:
-            raise _unknown(document, topic.path, error) from error
+    _apply_permissions(draft, definitions)
     for limits in definitions.vhost_limits:
         try:
             draft.set_vhost_limits(limits.vhost, limits.limits)
@@ -204,6 +209,35 @@ def _apply(draft: Draft, definitions: Definitions) -> None:
             raise _unknown(document, limits.path, error) from error
     if definitions.cluster_name is not None:
         draft.set_metadata(CLUSTER_NAME, definitions.cluster_name)
+
+
+def _apply_permissions(draft: Draft, definitions: Definitions) -> None:
+    """All of a section by one statement, and each user and vhost looked for only once."""
+    users = {user.name for user in definitions.users}
+    vhosts = {vhost.name for vhost in definitions.vhosts}
+    entries: Iterable[PermissionEntry | TopicPermissionEntry] = itertools.chain(
+        definitions.permissions, definitions.topic_permissions
+    )
+    for entry in entries:
+        user, vhost = entry.key[:2]
+        try:
+            if user not in users:
+                draft.user(user)
+                users.add(user)
+            if vhost not in vhosts:
+                draft.vhost(vhost)
+                vhosts.add(vhost)
+        except (NoSuchUserError, NoSuchVhostError) as error:
+            raise _unknown(definitions.document, entry.path, error) from error
+    # In the order of the key: neighbours go into the same page.
+    draft.put_permissions(
+        (one.key, one.permissions)
+        for one in sorted(definitions.permissions, key=lambda one: one.key)
+    )
+    draft.put_topic_permissions(
+        (one.key, one.permissions)
+        for one in sorted(definitions.topic_permissions, key=lambda one: one.key)
+    )
 
 
 def _unknown(
@@ -231,6 +265,60 @@ def _read(path: Path) -> list[tuple[str, bytes]]:
 
 
 # -- export ------------------------------------------------------------------------------
+
+
+def _sections(view: Reader, product: str) -> Iterator[tuple[str, object]]:
+    """Name and content in RabbitMQ's order; lists as iterators, to be used at once."""
+    yield "rabbit_version", FORMAT_VERSION
+    yield "rabbitmq_version", FORMAT_VERSION
+    yield "product_name", product
+    yield "product_version", FORMAT_VERSION
+    yield "rabbitmq_definition_format", "cluster"
+    yield "users", (_exported_user(user) for user in view.users())
+    yield "vhosts", (_exported_vhost(vhost) for vhost in view.vhosts())
+    yield (
+        "permissions",
+        (
+            {
+                "user": _text(user),
+                "vhost": _text(vhost),
+                "configure": _text(permissions.configure),
+                "write": _text(permissions.write),
+                "read": _text(permissions.read),
+            }
+            for user, vhost, permissions in view.all_permissions()
+        ),
+    )
+    yield (
+        "topic_permissions",
+        (
+            {
+                "user": _text(user),
+                "vhost": _text(vhost),
+                "exchange": _text(exchange),
+                "write": _text(permissions.write),
+                "read": _text(permissions.read),
+            }
+            for user, vhost, exchange, permissions in view.all_topic_permissions()
+        ),
+    )
+    yield (
+        "parameters",
+        (
+            {
+                "vhost": _text(vhost.name),
+                "component": VHOST_LIMITS_COMPONENT,
+                "name": "limits",
+                "value": dict(vhost.limits),
+            }
+            for vhost in view.vhosts()
+            if vhost.limits
+        ),
+    )
+    cluster = view.metadata(CLUSTER_NAME)
+    yield "global_parameters", [{"name": CLUSTER_NAME, "value": cluster}] if cluster else []
+    for section in ("policies", "queues", "exchanges", "bindings"):
+        yield section, []
 
 
 def _exported_user(user: User) -> dict[str, object]:

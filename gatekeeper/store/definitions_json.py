@@ -40,12 +40,16 @@ class Document:
         return DefinitionsError(one_line(f"{self.source}: {path}: {message}"))
 
     def entries(self, section: str) -> Iterator[Entry]:
-        """The objects of a top-level list; none where the section is missing."""
+        """The objects of a top-level list; none where the section is missing.
+
+        Once only: each is let go of when the next is asked for, for there may be a million.
+        """
         listed = self.root.get(section, [])
         if not isinstance(listed, list):
             raise self.error(section, f"must be a list, is {kind_of(listed)}")
         for at, entry in enumerate(listed):
             yield Entry.of(self, f"{section}[{at}]", entry)
+            listed[at] = None
 
 
 @dataclass(frozen=True, slots=True)

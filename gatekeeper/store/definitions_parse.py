@@ -7,14 +7,15 @@ out when the definitions are applied. Each entry keeps its path for that.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
 from gatekeeper.store.definitions_json import Document, Entry, JsonObject, kind_of
 from gatekeeper.store.draft import check_pattern, checked_limits, checked_tags
-from gatekeeper.store.records import USER_LIMITS, VHOST_LIMITS
+from gatekeeper.store.records import USER_LIMITS, VHOST_LIMITS, UserVhost, UserVhostExchange
 from gatekeeper.store.refusals import (
     InvalidLimitsError,
     InvalidPatternError,
@@ -71,19 +72,26 @@ class VhostEntry:
 
 @dataclass(frozen=True, slots=True)
 class PermissionEntry:
-    path: str
-    user: bytes
-    vhost: bytes
+    """at: its place in the section. There may be a million: the path is made when needed."""
+
+    at: int
+    key: UserVhost
     permissions: PermissionSet
+
+    @property
+    def path(self) -> str:
+        return f"permissions[{self.at}]"
 
 
 @dataclass(frozen=True, slots=True)
 class TopicPermissionEntry:
-    path: str
-    user: bytes
-    vhost: bytes
-    exchange: bytes
+    at: int
+    key: UserVhostExchange
     permissions: TopicPermissionSet
+
+    @property
+    def path(self) -> str:
+        return f"topic_permissions[{self.at}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +119,21 @@ def parse(document: Document) -> Definitions:
     algorithm = _algorithm_of_version(document)
     users = tuple(_user(entry, algorithm) for entry in document.entries("users"))
     vhosts = tuple(_vhost(entry) for entry in document.entries("vhosts"))
-    permissions = tuple(_permission(entry) for entry in document.entries("permissions"))
-    topics = tuple(_topic_permission(entry) for entry in document.entries("topic_permissions"))
+    shared = _Shared()
+    permissions = tuple(
+        _permission(at, entry, shared) for at, entry in enumerate(document.entries("permissions"))
+    )
+    topics = tuple(
+        _topic_permission(at, entry, shared)
+        for at, entry in enumerate(document.entries("topic_permissions"))
+    )
     limits, other_parameters = _parameters(document)
     cluster_name, other_globals = _global_parameters(document)
-    _refuse_duplicates(document, [(user.path, user.name) for user in users])
-    _refuse_duplicates(document, [(vhost.path, vhost.name) for vhost in vhosts])
-    _refuse_duplicates(document, [(one.path, (one.user, one.vhost)) for one in permissions])
-    _refuse_duplicates(
-        document, [(one.path, (one.user, one.vhost, one.exchange)) for one in topics]
-    )
-    _refuse_duplicates(document, [(one.path, one.vhost) for one in limits])
+    _refuse_duplicates(document, users, (user.name for user in users))
+    _refuse_duplicates(document, vhosts, (vhost.name for vhost in vhosts))
+    _refuse_duplicates(document, permissions, (one.key for one in permissions))
+    _refuse_duplicates(document, topics, (one.key for one in topics))
+    _refuse_duplicates(document, limits, (one.vhost for one in limits))
     return Definitions(
         document=document,
         users=users,
@@ -216,28 +228,71 @@ def _flag(entry: Entry, key: str) -> bool | None:
     return value
 
 
-def _permission(entry: Entry) -> PermissionEntry:
+class _Shared:
+    """What many entries have in common, kept once: names, patterns, sets of patterns.
+
+    Each distinct pattern is compiled once, however many entries have it.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[str, bytes] = {}
+        self._patterns: dict[str, bytes] = {}
+        self._permissions: dict[tuple[bytes, bytes, bytes], PermissionSet] = {}
+        self._topics: dict[tuple[bytes, bytes], TopicPermissionSet] = {}
+
+    def name(self, entry: Entry, key: str) -> bytes:
+        return self._once(self._names, entry, key, Entry.name)
+
+    def permissions(self, entry: Entry) -> PermissionSet:
+        patterns = (
+            self._pattern(entry, "configure"),
+            self._pattern(entry, "write"),
+            self._pattern(entry, "read"),
+        )
+        found = self._permissions.get(patterns)
+        if found is None:
+            found = self._permissions[patterns] = PermissionSet(*patterns)
+        return found
+
+    def topic_permissions(self, entry: Entry) -> TopicPermissionSet:
+        patterns = (self._pattern(entry, "write"), self._pattern(entry, "read"))
+        found = self._topics.get(patterns)
+        if found is None:
+            found = self._topics[patterns] = TopicPermissionSet(*patterns)
+        return found
+
+    def _pattern(self, entry: Entry, key: str) -> bytes:
+        return self._once(self._patterns, entry, key, _pattern)
+
+    @staticmethod
+    def _once(
+        known: dict[str, bytes], entry: Entry, key: str, judge: Callable[[Entry, str], bytes]
+    ) -> bytes:
+        text = entry.get(key)
+        found = known.get(text) if isinstance(text, str) else None
+        if found is None:
+            found = judge(entry, key)
+            known[found.decode()] = found
+        return found
+
+
+def _permission(at: int, entry: Entry, shared: _Shared) -> PermissionEntry:
     return PermissionEntry(
-        path=entry.path,
-        user=entry.name("user"),
-        vhost=entry.name("vhost"),
-        permissions=PermissionSet(
-            configure=_pattern(entry, "configure"),
-            write=_pattern(entry, "write"),
-            read=_pattern(entry, "read"),
-        ),
+        at=at,
+        key=(shared.name(entry, "user"), shared.name(entry, "vhost")),
+        permissions=shared.permissions(entry),
     )
 
 
-def _topic_permission(entry: Entry) -> TopicPermissionEntry:
+def _topic_permission(at: int, entry: Entry, shared: _Shared) -> TopicPermissionEntry:
     return TopicPermissionEntry(
-        path=entry.path,
-        user=entry.name("user"),
-        vhost=entry.name("vhost"),
-        exchange=entry.name("exchange"),
-        permissions=TopicPermissionSet(
-            write=_pattern(entry, "write"), read=_pattern(entry, "read")
+        at=at,
+        key=(
+            shared.name(entry, "user"),
+            shared.name(entry, "vhost"),
+            shared.name(entry, "exchange"),
         ),
+        permissions=shared.topic_permissions(entry),
     )
 
 
@@ -323,13 +378,23 @@ def _algorithm_of_version(document: Document) -> str | None:
     return None
 
 
-def _refuse_duplicates(document: Document, keys: list[tuple[str, Hashable]]) -> None:
+class _Placed(Protocol):
+    """An entry that knows where in the document it is."""
+
+    @property
+    def path(self) -> str: ...
+
+
+def _refuse_duplicates(
+    document: Document, entries: Sequence[_Placed], keys: Iterable[Hashable]
+) -> None:
     """RabbitMQ imports a section's entries side by side: which of two wins is chance."""
-    first: dict[Hashable, str] = {}
-    for path, key in keys:
-        earlier = first.setdefault(key, path)
-        if earlier != path:
-            raise document.error(path, f"is about the same as {earlier}; keep one of them")
+    first: dict[Hashable, int] = {}
+    for at, key in enumerate(keys):
+        earlier = first.setdefault(key, at)
+        if earlier != at:
+            path = entries[earlier].path
+            raise document.error(entries[at].path, f"is about the same as {path}; keep one of them")
 
 
 def _ignored(document: Document, parameters: int, globals_: int) -> tuple[str, ...]:

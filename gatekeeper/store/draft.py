@@ -1,9 +1,8 @@
 """One change in the making: RabbitMQ's operations on users, vhosts and permissions.
 
-A draft works on copies of the snapshot's tables and writes each step into the open
-transaction; later steps see earlier ones. When the transaction is committed its tables become
-the next snapshot, and if anything is refused nobody ever sees it. A definitions file of ten
-thousand entries and a single ``set_permissions`` are the same thing here.
+A draft reads and writes in the open transaction: later steps see earlier ones, and if anything
+is refused nobody ever sees any of it. It holds no rows itself. A definitions file of a million
+entries and a single ``set_permissions`` are the same thing here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from gatekeeper.store import passwords
 from gatekeeper.store.records import (
     USER_LIMITS,
     VHOST_LIMITS,
-    Snapshot,
     User,
     UserVhost,
     UserVhostExchange,
@@ -49,17 +47,23 @@ def accept_everything(_username: bytes, _password: bytes) -> str | None:
     return None
 
 
-class Writer(Protocol):
-    """Where rows go; each call is one statement of the open transaction."""
+class Rows(Protocol):
+    """The rows as the open transaction sees them, and the statements that change them."""
 
+    def user(self, name: bytes) -> User | None: ...
+    def vhost(self, name: bytes) -> Vhost | None: ...
+    def permissions(self, key: UserVhost) -> PermissionSet | None: ...
+    def topic_exchanges(self, key: UserVhost) -> list[bytes]: ...
+    def has_metadata(self, key: str) -> bool: ...
+    def is_blank(self) -> bool: ...
     def put_user(self, user: User) -> None: ...
     def drop_user(self, name: bytes) -> None: ...
     def put_vhost(self, vhost: Vhost) -> None: ...
     def drop_vhost(self, name: bytes) -> None: ...
-    def put_permissions(self, key: UserVhost, permissions: PermissionSet) -> None: ...
+    def put_permissions(self, rows: Iterable[tuple[UserVhost, PermissionSet]]) -> None: ...
     def drop_permissions(self, key: UserVhost) -> None: ...
     def put_topic_permissions(
-        self, key: UserVhostExchange, permissions: TopicPermissionSet
+        self, rows: Iterable[tuple[UserVhostExchange, TopicPermissionSet]]
     ) -> None: ...
     def drop_topic_permissions(self, key: UserVhostExchange) -> None: ...
     def put_metadata(self, key: str, value: object) -> None: ...
@@ -71,40 +75,35 @@ class Draft:
 
     def __init__(
         self,
-        base: Snapshot,
-        writer: Writer,
+        rows: Rows,
         validator: CredentialValidator = accept_everything,
         algorithm: str = passwords.DEFAULT_ALGORITHM,
     ) -> None:
-        self._users = dict(base.users)
-        self._vhosts = dict(base.vhosts)
-        self._permissions = dict(base.permissions)
-        self._topic_permissions = dict(base.topic_permissions)
-        self._metadata = dict(base.metadata)
-        self._writer = writer
+        self._rows = rows
         self._validator = validator
         self._algorithm = algorithm
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(
-            users=self._users,
-            vhosts=self._vhosts,
-            permissions=self._permissions,
-            topic_permissions=self._topic_permissions,
-            metadata=self._metadata,
-        )
+    def is_blank(self) -> bool:
+        """Without users or without vhosts."""
+        return self._rows.is_blank()
+
+    def has_user(self, name: bytes) -> bool:
+        return self._rows.user(name) is not None
+
+    def has_vhost(self, name: bytes) -> bool:
+        return self._rows.vhost(name) is not None
 
     def user(self, name: bytes) -> User:
-        try:
-            return self._users[name]
-        except KeyError:
-            raise NoSuchUserError(name) from None
+        user = self._rows.user(name)
+        if user is None:
+            raise NoSuchUserError(name)
+        return user
 
     def vhost(self, name: bytes) -> Vhost:
-        try:
-            return self._vhosts[name]
-        except KeyError:
-            raise NoSuchVhostError(name) from None
+        vhost = self._rows.vhost(name)
+        if vhost is None:
+            raise NoSuchVhostError(name)
+        return vhost
 
     # -- users ---------------------------------------------------------------------------
 
@@ -118,7 +117,7 @@ class Draft:
         tags: Iterable[str] = (),
         limits: Mapping[str, object] | None = None,
     ) -> None:
-        if name in self._users:
+        if self.has_user(name):
             raise UserExistsError(name)
         self.put_user(
             name,
@@ -146,7 +145,7 @@ class Draft:
         """
         if not name:
             raise InvalidNameError("user cannot be an empty string")
-        known = self._users.get(name)
+        known = self._rows.user(name)
         if password is not None and password_hash is not None:
             raise CredentialRefusedError("both a password and a password hash are given; give one")
         if password is not None:
@@ -154,7 +153,7 @@ class Draft:
         _must_be_text(algorithm)
         merged = dict(known.limits) if known else {}
         merged.update(checked_limits(limits or {}, USER_LIMITS, "user-limits"))
-        self._store_user(
+        self._rows.put_user(
             User(
                 name=name,
                 password_hash=password_hash or b"",
@@ -168,24 +167,24 @@ class Draft:
 
     def delete_user(self, name: bytes) -> bool:
         """Delete with all permissions; False if there was no such user (no error in 4.x)."""
-        if self._users.pop(name, None) is None:
+        if not self.has_user(name):
             return False
-        self._writer.drop_user(name)
-        _drop_where(self._permissions, 0, name)
-        _drop_where(self._topic_permissions, 0, name)
+        self._rows.drop_user(name)
         return True
 
     def change_password(self, name: bytes, password: bytes) -> None:
         user = self.user(name)
         hashed = self._hash(name, password)
-        self._store_user(dataclasses.replace(user, password_hash=hashed, algorithm=self._algorithm))
+        self._rows.put_user(
+            dataclasses.replace(user, password_hash=hashed, algorithm=self._algorithm)
+        )
 
     def change_password_hash(
         self, name: bytes, password_hash: bytes, algorithm: str | None = None
     ) -> None:
         _must_be_text(algorithm)
         user = self.user(name)
-        self._store_user(
+        self._rows.put_user(
             dataclasses.replace(
                 user, password_hash=password_hash, algorithm=algorithm or self._algorithm
             )
@@ -193,23 +192,23 @@ class Draft:
 
     def clear_password(self, name: bytes) -> None:
         """Afterwards no password logs this user in."""
-        self._store_user(dataclasses.replace(self.user(name), password_hash=b""))
+        self._rows.put_user(dataclasses.replace(self.user(name), password_hash=b""))
 
     def set_user_tags(self, name: bytes, tags: Iterable[str]) -> None:
         user = self.user(name)
-        self._store_user(dataclasses.replace(user, tags=checked_tags(tags)))
+        self._rows.put_user(dataclasses.replace(user, tags=checked_tags(tags)))
 
     def set_user_limits(self, name: bytes, limits: Mapping[str, object]) -> None:
         """Set the limits that are named (``max-connections``, ``max-channels``); others stay."""
         user = self.user(name)
         merged = {**user.limits, **checked_limits(limits, USER_LIMITS, "user-limits")}
-        self._store_user(dataclasses.replace(user, limits=merged))
+        self._rows.put_user(dataclasses.replace(user, limits=merged))
 
     def clear_user_limits(self, name: bytes, limit: str = "all") -> None:
         """Clear one limit or ``all``; an unknown name clears nothing, as in RabbitMQ."""
         user = self.user(name)
         kept = {} if limit == "all" else {k: v for k, v in user.limits.items() if k != limit}
-        self._store_user(dataclasses.replace(user, limits=kept))
+        self._rows.put_user(dataclasses.replace(user, limits=kept))
 
     def _hash(self, name: bytes, password: bytes) -> bytes:
         complaint = self._validator(name, password)
@@ -221,10 +220,6 @@ class Draft:
             return passwords.hash_password(password, self._algorithm)
         except ValueError as error:
             raise CredentialRefusedError(str(error)) from error
-
-    def _store_user(self, user: User) -> None:
-        self._writer.put_user(user)
-        self._users[user.name] = user
 
     # -- virtual hosts -------------------------------------------------------------------
 
@@ -240,7 +235,7 @@ class Draft:
         """Create, or update what is named of the metadata; True if the vhost is new."""
         for text in (description, default_queue_type):
             _must_be_text(text)
-        known = self._vhosts.get(name)
+        known = self._rows.vhost(name)
         vhost = known or Vhost(name=name, incarnation=_incarnation())
         if description is not None:
             vhost = dataclasses.replace(vhost, description=description)
@@ -250,28 +245,25 @@ class Draft:
             vhost = dataclasses.replace(vhost, default_queue_type=default_queue_type)
         if protected is not None:
             vhost = dataclasses.replace(vhost, protected=protected)
-        self._store_vhost(vhost)
+        self._rows.put_vhost(vhost)
         return known is None
 
     def delete_vhost(self, name: bytes) -> None:
         """Delete with all permissions in it."""
         if self.vhost(name).protected:
             raise VhostProtectedError(name)
-        self._writer.drop_vhost(name)
-        del self._vhosts[name]
-        _drop_where(self._permissions, 1, name)
-        _drop_where(self._topic_permissions, 1, name)
+        self._rows.drop_vhost(name)
 
     def set_vhost_limits(self, name: bytes, limits: Mapping[str, object]) -> None:
         """Replace all limits (``max-connections``, ``max-queues``), as the parameter does."""
         vhost = self.vhost(name)
         checked = checked_limits(limits, VHOST_LIMITS, "limits")
-        self._store_vhost(dataclasses.replace(vhost, limits=checked))
+        self._rows.put_vhost(dataclasses.replace(vhost, limits=checked))
 
     def set_vhost_limit(self, name: bytes, limit: str, value: object) -> None:
         vhost = self.vhost(name)
         checked = checked_limits({limit: value}, VHOST_LIMITS, "limits")
-        self._store_vhost(dataclasses.replace(vhost, limits={**vhost.limits, **checked}))
+        self._rows.put_vhost(dataclasses.replace(vhost, limits={**vhost.limits, **checked}))
 
     def clear_vhost_limits(self, name: bytes, limit: str | None = None) -> bool:
         """Clear one limit or all; False if there was none (RabbitMQ: no such parameter)."""
@@ -279,12 +271,8 @@ class Draft:
         kept = {} if limit is None else {k: v for k, v in vhost.limits.items() if k != limit}
         if kept == vhost.limits:
             return False
-        self._store_vhost(dataclasses.replace(vhost, limits=kept))
+        self._rows.put_vhost(dataclasses.replace(vhost, limits=kept))
         return True
-
-    def _store_vhost(self, vhost: Vhost) -> None:
-        self._writer.put_vhost(vhost)
-        self._vhosts[vhost.name] = vhost
 
     # -- permissions ---------------------------------------------------------------------
 
@@ -296,14 +284,17 @@ class Draft:
         for what in ("configure", "write", "read"):
             check_pattern(what, getattr(permissions, what))
         self._need(user, vhost)
-        self._writer.put_permissions((user, vhost), permissions)
-        self._permissions[user, vhost] = permissions
+        self._rows.put_permissions([((user, vhost), permissions)])
+
+    def put_permissions(self, rows: Iterable[tuple[UserVhost, PermissionSet]]) -> None:
+        """Many at once. The caller has seen to it that patterns compile and names exist."""
+        self._rows.put_permissions(rows)
 
     def clear_permissions(self, user: bytes, vhost: bytes) -> bool:
         """False if there were none; a missing user or vhost is no error in 4.x."""
-        if self._permissions.pop((user, vhost), None) is None:
+        if self._rows.permissions((user, vhost)) is None:
             return False
-        self._writer.drop_permissions((user, vhost))
+        self._rows.drop_permissions((user, vhost))
         return True
 
     def set_topic_permissions(
@@ -313,22 +304,23 @@ class Draft:
         for what in ("write", "read"):
             check_pattern(what, getattr(permissions, what))
         self._need(user, vhost)
-        self._writer.put_topic_permissions((user, vhost, exchange), permissions)
-        self._topic_permissions[user, vhost, exchange] = permissions
+        self._rows.put_topic_permissions([((user, vhost, exchange), permissions)])
+
+    def put_topic_permissions(
+        self, rows: Iterable[tuple[UserVhostExchange, TopicPermissionSet]]
+    ) -> None:
+        """As :meth:`put_permissions`."""
+        self._rows.put_topic_permissions(rows)
 
     def clear_topic_permissions(
         self, user: bytes, vhost: bytes, exchange: bytes | None = None
     ) -> int:
         """On one exchange, or on all of the vhost (None). The number of records removed."""
-        keys = [
-            key
-            for key in self._topic_permissions
-            if key[:2] == (user, vhost) and exchange in {None, key[2]}
-        ]
-        for key in keys:
-            self._writer.drop_topic_permissions(key)
-            del self._topic_permissions[key]
-        return len(keys)
+        set_on = self._rows.topic_exchanges((user, vhost))
+        cleared = [one for one in set_on if exchange in {None, one}]
+        for one in cleared:
+            self._rows.drop_topic_permissions((user, vhost, one))
+        return len(cleared)
 
     def _need(self, user: bytes, vhost: bytes) -> None:
         self.user(user)
@@ -338,14 +330,12 @@ class Draft:
 
     def set_metadata(self, key: str, value: object) -> None:
         """``value``: anything JSON can hold."""
-        self._writer.put_metadata(key, value)
-        self._metadata[key] = value
+        self._rows.put_metadata(key, value)
 
     def clear_metadata(self, key: str) -> bool:
-        if key not in self._metadata:
+        if not self._rows.has_metadata(key):
             return False
-        self._writer.drop_metadata(key)
-        del self._metadata[key]
+        self._rows.drop_metadata(key)
         return True
 
 
@@ -405,15 +395,6 @@ def _term(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return str(value)
-
-
-def _drop_where(
-    table: dict[UserVhost, PermissionSet] | dict[UserVhostExchange, TopicPermissionSet],
-    position: int,
-    name: bytes,
-) -> None:
-    for key in [key for key in table if key[position] == name]:
-        del table[key]  # type: ignore[arg-type] # one of the two, and the key is its own
 
 
 def _incarnation() -> int:

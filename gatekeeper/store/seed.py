@@ -32,12 +32,11 @@ def seed(
     if definitions_configured or not store.is_blank():
         return False
     with store.change() as draft:
-        known = draft.snapshot()
-        if not known.is_blank:  # another process was faster
+        if not draft.is_blank():  # another process was faster
             return False
-        if vhost not in known.vhosts:
+        if not draft.has_vhost(vhost):
             draft.put_vhost(vhost, description=DEFAULT_VHOST_DESCRIPTION)
-        if user not in known.users:
+        if not draft.has_user(user):
             draft.add_user(user, password, tags=tags)
         draft.set_permissions(user, vhost, permissions)
     return True

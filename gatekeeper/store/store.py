@@ -1,9 +1,13 @@
 """The store as the rest of the gate sees it: RabbitMQ's internal database, in its terms.
 
-Reads are dictionary look-ups in an immutable snapshot and may happen anywhere, at any time.
-A change is one transaction: validated against the newest rows, written, committed, and only
-then visible, as a new snapshot; the epoch is bumped and the subscribers are told. The same
-happens when :meth:`Store.refresh` finds that another process has committed a change.
+Whatever its size, a process holds little of it: reads are answered from bounded caches, or by
+one indexed look-up in the file (10-20 us, allowed on the event loop).
+
+A change is one transaction: judged by the newest rows, written, committed. The database logs
+every difference in the same transaction; from that log, and from nothing else, this process and
+every other one learn what has changed, whoever changed it. Then the caches forget those rows,
+the epoch is bumped, and the subscribers are told. A process learns of its own changes at once,
+and of others' when :meth:`Store.refresh` looks; until then it may still answer by a cached row.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
 
 import structlog
 
@@ -22,34 +25,36 @@ from gatekeeper.policy import pcre
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
-from gatekeeper.store.draft import CredentialValidator, Draft, Writer, accept_everything
-from gatekeeper.store.records import (
-    Snapshot,
-    StoreEvent,
-    User,
-    Vhost,
-    difference,
-)
+from gatekeeper.store.cache import CachedReader
+from gatekeeper.store.draft import CredentialValidator, Draft, accept_everything
+from gatekeeper.store.records import Reloaded, StoreEvent, User, Vhost
 from gatekeeper.store.refusals import NoSuchUserError, NoSuchVhostError
-from gatekeeper.store.sqlite import MEMORY, SqliteDatabase
+from gatekeeper.store.rows import Reader, Writer
+from gatekeeper.store.sqlite import News, SqliteDatabase
+from gatekeeper.store.url import sqlite_path
 
 Subscriber = Callable[[StoreEvent], object]
 
 
-class Database(Writer, Protocol):
+class Database(Protocol):
     """What a store needs below it."""
 
-    def load(self) -> Snapshot: ...
+    reader: Reader
+
+    def view(self) -> contextlib.AbstractContextManager[Reader]: ...
+    def transaction(self) -> contextlib.AbstractContextManager[Writer]: ...
+    def sequence(self) -> int: ...
     def changed_elsewhere(self) -> bool: ...
-    def transaction(self) -> contextlib.AbstractContextManager[None]: ...
+    def news(self, since: int) -> News: ...
     def close(self) -> None: ...
 
 
 class Store:
     """Users, vhosts, permissions and limits.
 
-    Changes may come from any thread, one at a time. Every method that changes something raises
-    a RequestError (store/refusals.py) if the request is at fault, StoreError if the store is.
+    Any thread may read. Changes may come from any thread, one at a time. Every method raises
+    StoreError if the store is at fault, and one that changes something a RequestError
+    (store/refusals.py) if the request is. Inside a change ask its draft, not the store.
     """
 
     def __init__(
@@ -70,7 +75,11 @@ class Store:
         self._algorithm = algorithm
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
-        self._snapshot = database.load()
+        # Before anything is read: what is committed from now on will be told.
+        self._sequence = database.sequence()
+        self._behind = False
+        self._changing = False
+        self._cached = CachedReader(database.reader)
 
     @classmethod
     def open(
@@ -86,7 +95,7 @@ class Store:
         validator: judges clear passwords when they are set. algorithm: hashes new ones.
         Raises StoreError; OperatorError where libpcre2 is missing.
         """
-        database = SqliteDatabase.open(_sqlite_path(url))
+        database = SqliteDatabase.open(sqlite_path(url))
         try:
             return cls(database, epoch, validator=validator, algorithm=algorithm)
         except BaseException:
@@ -98,96 +107,86 @@ class Store:
 
     # -- reading -------------------------------------------------------------------------
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """Everything, as of now; it will not change under the reader."""
-        return self._snapshot
-
     def is_blank(self) -> bool:
         """Without users or without vhosts: to be seeded (RabbitMQ 4.x)."""
-        return self._snapshot.is_blank
+        return self._database.reader.is_blank()
 
     def user(self, name: bytes) -> User | None:
-        return self._snapshot.users.get(name)
+        return self._cached.user(name)
 
     def vhost(self, name: bytes) -> Vhost | None:
-        return self._snapshot.vhosts.get(name)
+        return self._cached.vhost(name)
 
     def permissions(self, user: bytes, vhost: bytes) -> PermissionSet | None:
         """None: no record, hence no access to the vhost at all."""
-        return self._snapshot.permissions.get((user, vhost))
+        return self._cached.permissions(user, vhost)
 
     def topic_permissions(
         self, user: bytes, vhost: bytes, exchange: bytes
     ) -> TopicPermissionSet | None:
         """None: no record, hence no restriction."""
-        return self._snapshot.topic_permissions.get((user, vhost, exchange))
+        return self._cached.topic_permissions(user, vhost, exchange)
 
     def user_limits(self, name: bytes) -> UserLimits:
         """What applies to this user; no limits where the user is not in this database."""
-        user = self._snapshot.users.get(name)
+        user = self.user(name)
         return UserLimits() if user is None else user.effective_limits
 
     def vhost_limits(self, name: bytes) -> VhostLimits:
-        vhost = self._snapshot.vhosts.get(name)
+        vhost = self.vhost(name)
         return VhostLimits() if vhost is None else vhost.effective_limits
 
     def metadata(self, key: str) -> object:
         """The value under ``key`` (``cluster_name``, ...), None if there is none."""
-        return self._snapshot.metadata.get(key)
+        return self._cached.metadata(key)
 
-    def list_users(self) -> list[User]:
-        return sorted(self._snapshot.users.values(), key=lambda user: user.name)
+    # Listings are read as they are consumed, so that they may be of any length; what changes
+    # meanwhile is seen or not. Where that matters: view().
 
-    def list_vhosts(self) -> list[Vhost]:
-        return sorted(self._snapshot.vhosts.values(), key=lambda vhost: vhost.name)
+    def list_users(self) -> Iterator[User]:
+        """By name."""
+        return self._database.reader.users()
+
+    def list_vhosts(self) -> Iterator[Vhost]:
+        """By name."""
+        return self._database.reader.vhosts()
 
     def list_permissions(
         self, vhost: bytes | None = None
-    ) -> list[tuple[bytes, bytes, PermissionSet]]:
+    ) -> Iterator[tuple[bytes, bytes, PermissionSet]]:
         """(user, vhost, permissions), of one vhost or of all. Raises NoSuchVhostError."""
         self._must_know_vhost(vhost)
-        return sorted(
-            (
-                (user, where, permissions)
-                for (user, where), permissions in self._snapshot.permissions.items()
-                if vhost in {None, where}
-            ),
-            key=lambda row: row[:2],
-        )
+        return self._database.reader.all_permissions(vhost=vhost)
 
-    def list_user_permissions(self, user: bytes) -> list[tuple[bytes, PermissionSet]]:
+    def list_user_permissions(self, user: bytes) -> Iterator[tuple[bytes, PermissionSet]]:
         """(vhost, permissions). Raises NoSuchUserError."""
         self._must_know_user(user)
-        return [(row[1], row[2]) for row in self.list_permissions() if row[0] == user]
+        return (row[1:] for row in self._database.reader.all_permissions(user=user))
 
     def list_topic_permissions(
         self, vhost: bytes | None = None
-    ) -> list[tuple[bytes, bytes, bytes, TopicPermissionSet]]:
+    ) -> Iterator[tuple[bytes, bytes, bytes, TopicPermissionSet]]:
         """(user, vhost, exchange, permissions), of one vhost or of all."""
         self._must_know_vhost(vhost)
-        return sorted(
-            (
-                (*key, permissions)
-                for key, permissions in self._snapshot.topic_permissions.items()
-                if vhost in {None, key[1]}
-            ),
-            key=lambda row: row[:3],
-        )
+        return self._database.reader.all_topic_permissions(vhost=vhost)
 
     def list_user_topic_permissions(
         self, user: bytes
-    ) -> list[tuple[bytes, bytes, TopicPermissionSet]]:
+    ) -> Iterator[tuple[bytes, bytes, TopicPermissionSet]]:
         """(vhost, exchange, permissions). Raises NoSuchUserError."""
         self._must_know_user(user)
-        return [row[1:] for row in self.list_topic_permissions() if row[0] == user]
+        return (row[1:] for row in self._database.reader.all_topic_permissions(user=user))
+
+    def view(self) -> contextlib.AbstractContextManager[Reader]:
+        """Everything as of one moment, read as it is consumed: for exports. Not to be kept open."""
+        return self._database.view()
 
     def _must_know_user(self, name: bytes) -> None:
-        if name not in self._snapshot.users:
+        if self.user(name) is None:
             raise NoSuchUserError(name)
 
     def _must_know_vhost(self, name: bytes | None) -> None:
-        if name is not None and name not in self._snapshot.vhosts:
+        if name is not None and self.vhost(name) is None:
             raise NoSuchVhostError(name)
 
     # -- changes -------------------------------------------------------------------------
@@ -204,20 +203,17 @@ class Store:
     def change(self) -> Iterator[Draft]:
         """Several operations as one: all of them, or on any exception none."""
         with self._lock:
-            reloaded: Snapshot | None = None
+            if self._changing:
+                raise StoreError("a change within a change: make both by one draft")
+            self._changing = True
             try:
-                with self._database.transaction():
-                    if self._database.changed_elsewhere():
-                        reloaded = self._database.load()
-                    base = reloaded or self._snapshot
-                    draft = Draft(base, self._database, self._validator, self._algorithm)
-                    yield draft
-            except BaseException:
-                # Our change is undone; the other process's, seen on the way, is not.
-                if reloaded is not None:
-                    self._publish(reloaded)
-                raise
-            self._publish(draft.snapshot())
+                with self._database.transaction() as rows:
+                    yield Draft(rows, self._validator, self._algorithm)
+            finally:
+                self._changing = False
+                # Also after a failure: of a commit one may hear that, and it has happened all
+                # the same; and another process's news is the likely cause of a refusal.
+                self._catch_up()
 
     def refresh(self) -> bool:
         """Take over what another process has committed; True if there was anything.
@@ -226,27 +222,47 @@ class Store:
         Raises StoreError.
         """
         if not self._lock.acquire(blocking=False):
-            return False  # a change in another thread is under way: it takes the news along
+            return False  # a change is under way in another thread: it takes the news along
         try:
-            if not self._database.changed_elsewhere():
+            if self._changing or not (self._behind or self._database.changed_elsewhere()):
                 return False
-            self._publish(self._database.load())
-            return True
+            return self._take_news()
         finally:
             self._lock.release()
 
-    def _publish(self, snapshot: Snapshot) -> None:
-        old, self._snapshot = self._snapshot, snapshot
-        # INVARIANT: the snapshot first, the epoch after it: whoever sees the new number must
-        # not be able to decide by the old rows.
-        self.epoch.bump()
-        for event in difference(old, snapshot):
+    def _catch_up(self) -> None:
+        """As :meth:`refresh`, where a failure must not pass for a failure of the change."""
+        try:
+            self._take_news()
+        except StoreError as error:
+            # What has changed is not known, so nothing remembered may count. The events are
+            # left to the next refresh.
+            self._behind = True
+            self._in_force((Reloaded(),))
+            _log.error("store: changes cannot be read back", reason=str(error))
+
+    def _take_news(self) -> bool:
+        news = self._database.news(self._sequence)
+        self._sequence = news.sequence
+        self._behind = False
+        events = (Reloaded(),) if news.missed else news.events
+        if not events:
+            return False
+        self._in_force(events)
+        for event in events:
             for callback in tuple(self._subscribers):
                 try:
                     callback(event)
                 except Exception:  # noqa: BLE001 - a subscriber's mistake is its own
                     # The change is in force and the other subscribers have to hear of it.
                     _log.exception("store subscriber failed", store_event=type(event).__name__)
+        return True
+
+    def _in_force(self, events: Iterable[StoreEvent]) -> None:
+        # INVARIANT: the caches first, the epoch after them: whoever sees the new number must
+        # not be able to decide by the old rows.
+        self._cached.forget(events)
+        self.epoch.bump()
 
     def add_user(
         self,
@@ -357,30 +373,3 @@ class Store:
 
 
 _log = structlog.get_logger(__name__)
-
-
-def _sqlite_path(url: str) -> str:
-    """The file that a ``store.url`` names. Raises StoreError; never repeats a password."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise StoreError("store.url: not a URL; write sqlite:///PATH") from None
-    if parts.scheme in {"postgresql", "postgres"}:
-        raise StoreError("store.url: postgresql:// is not supported yet; use sqlite:///PATH")
-    if parts.scheme != "sqlite":
-        raise StoreError(
-            f"store.url: unknown scheme '{parts.scheme}'; write sqlite:///PATH, "
-            "for example sqlite:///var/lib/gatekeeper/gatekeeper.db"
-        )
-    if parts.path == MEMORY:
-        return MEMORY
-    if parts.netloc or parts.query or parts.fragment or not parts.path.strip("/"):
-        raise StoreError(
-            "store.url: write sqlite:///PATH with three slashes and an absolute path, "
-            "without host, query or fragment"
-        )
-    path = unquote(parts.path)
-    if "\0" in path:
-        raise StoreError("store.url: the path holds a NUL character; write sqlite:///PATH")
-    # sqlite:////PATH, as SQLAlchemy writes an absolute path, is the same file.
-    return "/" + path.lstrip("/") if path.startswith("//") else path

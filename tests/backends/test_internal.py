@@ -21,7 +21,7 @@ from gatekeeper.model import (
 )
 from gatekeeper.policy.engine import Engine, LoginRefused, Pair
 from gatekeeper.policy.explain import explain
-from gatekeeper.policy.ports import Accepted, Refused
+from gatekeeper.policy.ports import Accepted, Failed, Refused, Verdict
 from gatekeeper.store import passwords
 from gatekeeper.store.store import Store
 
@@ -204,3 +204,27 @@ async def test_explain(engine: Engine) -> None:
         "refused: write access to queue 'x' in vhost 'v' for user 'U' "
         "(rabbit_auth_backend_internal: user 'U' has no permissions in vhost 'v')"
     )
+
+
+def test_a_store_that_cannot_be_read_refuses(
+    store: Store, backend: InternalBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong is for the log: the client may be shown the answer."""
+    store.set_topic_permissions(b"U", b"/", b"x", b".*", b".*")
+    store.close()
+    login = Credentials("PLAIN", b"U", Secret(b"right"))
+    for answer in (
+        backend.authenticate(login, PEER),
+        backend.authenticate(Credentials("EXTERNAL", b"U"), PEER),
+        backend.authorize_login(b"U", login, PEER),
+    ):
+        assert answer == Failed("the user database cannot be read")
+    where = (b"U", None, b"/")
+    for verdict in (
+        backend.vhost_access(*where, PEER),
+        backend.resource_access(*where, Kind.QUEUE, b"q", Permission.WRITE),
+        backend.topic_access(*where, b"x", b"k", Permission.WRITE, {}),
+    ):
+        assert verdict == Verdict(False, error="the user database cannot be read")
+    assert backend.topic_rule(*where, b"x") is True
+    assert "closed database" in capsys.readouterr().out

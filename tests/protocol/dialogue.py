@@ -166,7 +166,10 @@ class Policy:
         self.asked.append(check)
         match check:
             case Access(_, _, name) | AnyAccess(_, name):
-                return Decision(not any(bad in name for bad in self.denied))
+                # "no" may turn up in a made-up name by chance, which must not fail a test.
+                made_up = name.startswith(b"amq.gen-")
+                denied = self.denied - {b"no"} if made_up else self.denied
+                return Decision(not any(bad in name for bad in denied))
             case TopicAccess(_, exchange, key):
                 return Decision(exchange not in self.topics or b"no" not in key)
 
@@ -179,11 +182,15 @@ class Policy:
     def update_secret(self, secret: bytes) -> AmqpError | bool | None:
         return None if self._late("secret") else self.secret
 
-    def exchange_declared(self, exchange: bytes, kind: bytes) -> None:
-        self.learned.append((exchange, kind))
-
-    def exchange_forgotten(self, exchange: bytes) -> None:
+    def exchange_changing(self, exchange: bytes) -> int:
         self.forgotten.append(exchange)
+        return len(self.forgotten)
+
+    def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
+        if kind is None:
+            self.forgotten.append(exchange)
+        else:
+            self.learned.append((exchange, kind))
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self.log.append((channel, error))

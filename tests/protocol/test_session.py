@@ -9,6 +9,7 @@ import pytest
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.checks import Context
+from gatekeeper.protocol.session import JUDGED_AT_ONCE
 from gatekeeper.protocol.states import State
 from tests.protocol.dialogue import Dialogue, Policy, call, open_channel, publish
 
@@ -461,7 +462,37 @@ def test_protocol_errors(one: Dialogue, data: bytes, close: tuple[int, bytes]) -
     before = len(one.at_broker())
     one.send(data)
     assert [found[1:3] for found in one.closes()] == [close]
-    assert one.at_broker()[before:] == [(0, (10, 50))]
+    reached = one.at_broker()[before:]
+    assert reached in ([(0, (10, 50))], [(1, CLOSE), (0, (10, 50))])
+
+
+def test_a_connection_error_is_void_if_the_broker_closes_the_channel_first(one: Dialogue) -> None:
+    """RabbitMQ drops what comes behind the operation that has closed the channel."""
+    one.send(call(1, (60, 80), 9, 0) + publish(1, bits=2) + open_channel(2), answer=False)
+    assert one.state is State.FAILING
+    assert (2, (20, 10)) not in one.at_broker()
+    one.reply(
+        wire.close_method(1, 20, 406, b"PRECONDITION_FAILED - unknown delivery tag 9", 60, 80)
+    )
+    one.reply(call(1, CLOSE_OK))
+    one.send(close_ok(1) + open_channel(1))
+    assert one.state is State.RUNNING
+    assert [close[1] for close in one.closes()] == [406]
+    assert one.at_broker()[-3:] == [(2, (20, 10)), (1, CLOSE_OK), (1, (20, 10))]
+
+
+def test_a_connection_error_comes_after_its_channels_replies(one: Dialogue) -> None:
+    one.send(declare(1, b"q") + publish(1, bits=2) + declare(1, b"r"))
+    assert one.to_client()[-2:] == [(1, DECLARE_OK), (0, (10, 50))]
+    assert [c[1] for c in one.closes()] == [540]
+    assert one.state is State.TOLD
+
+
+def test_a_broker_that_is_lost_meanwhile(one: Dialogue) -> None:
+    one.send(publish(1, bits=2), answer=False)
+    one.session.broker_lost(b"gone")
+    one.flush(answer=False)
+    assert [close[1] for close in one.closes()] == [540]
 
 
 @pytest.mark.parametrize(
@@ -546,3 +577,36 @@ def test_answers_that_take_time_change_nothing() -> None:
     slow.send(script)
     assert slow.broker.received == fast.broker.received
     assert slow.by_channel() == fast.by_channel()
+
+
+# --- fairness ---
+
+
+def test_readable_code_takes_turns(one: Dialogue) -> None:
+    """A chunk full of frames that must be judged is not judged in one go."""
+    data = bytearray(declare(1, b"q") * (3 * JUDGED_AT_ONCE))
+    session = one.session
+    done = session.client_data(data, 0, len(data))
+    assert 0 < done < len(data)
+    assert session.client_tired
+    assert session.client_stalled
+    assert len(b"".join(session.to_broker)) == done
+    session.to_broker.clear()
+    one.send(bytes(data[done:]))
+    assert not session.client_tired
+    assert len(one.broker.received) == len(open_channel(1)) + len(data) - done
+
+
+def test_the_fast_lane_is_not_tired(one: Dialogue) -> None:
+    data = bytearray(publish(1) * (3 * JUDGED_AT_ONCE))
+    assert one.session.client_data(data, 0, len(data)) == len(data)
+    assert not one.session.client_tired
+
+
+def test_answers_of_the_broker_take_turns_too(one: Dialogue) -> None:
+    one.send(declare(1, b"q") * (3 * JUDGED_AT_ONCE), answer=False)
+    data = bytearray(call(1, DECLARE_OK, b"q", 0, 0) * (3 * JUDGED_AT_ONCE))
+    done = one.session.broker_data(data, 0, len(data))
+    assert 0 < done < len(data)
+    assert one.session.broker_tired
+    assert len(b"".join(one.session.to_client)) == done

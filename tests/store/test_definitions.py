@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatekeeper.errors import DefinitionsError
+from gatekeeper.policy import pcre
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
 from gatekeeper.store.definitions import (
@@ -19,8 +21,10 @@ from gatekeeper.store.definitions import (
     export_definitions,
     import_definitions,
     load_definitions,
+    write_definitions,
 )
 from gatekeeper.store.store import Store
+from tests.store.contents import contents
 
 TEST12 = "kI3GCqW5JLMJa4iX1lo7X4D6XbYqlLgxIs30+P6tENUV2POR"
 TEST12_MD5 = "kI3GChNpte2FApYFXScl+0dIluk="
@@ -371,13 +375,12 @@ def test_malformed_documents_name_the_place_and_change_nothing(
     store: Store, document: object, message: str
 ) -> None:
     store.add_user(b"before", b"pw")
-    snapshot, epoch = store.snapshot, store.epoch.value
+    before, epoch = contents(store), store.epoch.value
     with pytest.raises(DefinitionsError) as caught:
         import_definitions(store, json.dumps(document), source="d.json")
     assert str(caught.value).startswith(f"d.json: {message}")
     assert "\n" not in str(caught.value)
-    assert store.snapshot is snapshot
-    assert store._database.load() == snapshot
+    assert contents(store) == before
     assert store.epoch.value == epoch
 
 
@@ -487,7 +490,70 @@ def test_ten_thousand_users_are_quick(store: Store) -> None:
     started = time.process_time()
     load(store, document)
     assert time.process_time() - started < 5
-    assert len(store.list_users()) == 10_000
+    assert len(list(store.list_users())) == 10_000
+
+
+def test_each_distinct_pattern_is_compiled_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[bytes] = []
+    real = pcre.compile
+
+    def compile_(pattern: bytes) -> pcre.Pattern:
+        compiled.append(pattern)
+        return real(pattern)
+
+    monkeypatch.setattr(pcre, "compile", compile_)
+    numbers = range(3 * pcre.CACHED_PATTERNS)
+    load(
+        store,
+        {
+            "users": [{"name": f"u{number}", "tags": []} for number in numbers],
+            "vhosts": [{"name": "/"}, {"name": "v"}],
+            "permissions": [
+                {
+                    "user": f"u{number}",
+                    "vhost": vhost,
+                    "configure": f"^{number}$",
+                    "write": ".*",
+                    "read": f"^{number}$",
+                }
+                for vhost in ("/", "v")
+                for number in numbers
+            ],
+        },
+    )
+    assert sorted(compiled) == sorted([b".*", *(b"^%d$" % number for number in numbers)])
+
+
+def test_permissions_may_be_of_users_that_the_store_has(store: Store) -> None:
+    store.add_user(b"known", b"pw")
+    store.add_vhost(b"kv")
+    events: list[object] = []
+    store.subscribe(events.append)
+    report = load(
+        store,
+        {
+            "permissions": [{**PERMISSION, "user": "known", "vhost": "kv"}],
+            "topic_permissions": [{**TOPIC, "user": "known", "vhost": "kv"}],
+        },
+    )
+    assert (report.permissions, report.topic_permissions) == (1, 1)
+    assert store.permissions(b"known", b"kv") is not None
+    assert [type(event).__name__ for event in events] == [
+        "PermissionsChanged",
+        "TopicPermissionsChanged",
+    ]
+
+
+def test_the_same_import_again_changes_nothing(store: Store) -> None:
+    document = {key: value for key, value in EXPORT.items() if key != "users"}
+    users = [user for user in EXPORT["users"] if "password" not in user]  # type: ignore[attr-defined]
+    load(store, {**document, "users": users})
+    epoch, events = store.epoch.value, []
+    store.subscribe(events.append)
+    load(store, {**document, "users": users})
+    assert (store.epoch.value, events) == (epoch, [])
 
 
 # -- export ------------------------------------------------------------------------------
@@ -495,7 +561,7 @@ def test_ten_thousand_users_are_quick(store: Store) -> None:
 
 def test_export_has_rabbitmqs_sections(store: Store) -> None:
     load(store, EXPORT)
-    exported = export_definitions(store.snapshot)
+    exported = export_definitions(store)
     assert exported["users"][1] == {  # type: ignore[index]
         "name": "csv",
         "password_hash": "",
@@ -519,7 +585,41 @@ def test_export_has_rabbitmqs_sections(store: Store) -> None:
 def test_names_that_json_cannot_hold(store: Store) -> None:
     store.add_user(b"J\xfcrg")
     with pytest.raises(DefinitionsError, match="cannot export 'Jürg'"):
-        export_definitions(store.snapshot)
+        export_definitions(store)
+
+
+def test_what_is_written_is_what_is_exported(store: Store) -> None:
+    load(store, EXPORT)
+    out = io.StringIO()
+    write_definitions(store, out, product="p")
+    assert json.loads(out.getvalue()) == export_definitions(store, product="p")
+    assert '"configure": "^é"' in out.getvalue()
+    blank = Store.open("sqlite::memory:")
+    out = io.StringIO()
+    write_definitions(blank, out)
+    assert json.loads(out.getvalue()) == export_definitions(blank)
+    blank.close()
+
+
+def test_an_export_is_of_one_moment(store: Store, tmp_path: Path) -> None:
+    source = Store.open(f"sqlite://{tmp_path}/s.db")
+    load(source, {**BASE, "permissions": [PERMISSION]})
+
+    class Meddler(io.StringIO):
+        """Deletes the user while the vhosts are being written."""
+
+        def write(self, text: str) -> int:
+            if '"vhosts"' in text:
+                source.delete_user(b"u")
+            return super().write(text)
+
+    out = Meddler()
+    write_definitions(source, out)
+    exported = json.loads(out.getvalue())
+    assert source.user(b"u") is None
+    assert [user["name"] for user in exported["users"]] == ["u"]
+    assert [one["user"] for one in exported["permissions"]] == ["u"]
+    source.close()
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -589,11 +689,11 @@ def test_round_trip(
                 )
         if cluster is not None:
             draft.set_metadata("cluster_name", cluster)
-    exported = export_definitions(source.snapshot)
+    exported = export_definitions(source)
     import_definitions(target, json.dumps(exported))
-    assert export_definitions(target.snapshot) == exported
-    assert target.snapshot.permissions == source.snapshot.permissions
-    assert target.snapshot.topic_permissions == source.snapshot.topic_permissions
+    assert export_definitions(target) == exported
+    assert contents(target).permissions == contents(source).permissions
+    assert contents(target).topic_permissions == contents(source).topic_permissions
     assert [user.password_hash for user in target.list_users()] == [
         user.password_hash for user in source.list_users()
     ]

@@ -1,0 +1,1 @@
+"""The tests; tests.support holds the harness that starts the real parts."""

@@ -1,0 +1,1 @@
+"""Tests of gatekeeper/server and app.py: real sockets, and fakes only for what goes wrong."""

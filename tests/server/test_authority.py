@@ -1,0 +1,174 @@
+"""Answers that take time: asked once, counted once, and only under the epoch of the question."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import cast
+
+import pytest
+
+from gatekeeper.errors import AmqpError, ReplyCode
+from gatekeeper.model import Access, Check, Decision, Identity, Kind, Peer, Permission
+from gatekeeper.policy.engine import Engine
+from gatekeeper.policy.epoch import Epoch
+from gatekeeper.server.authority import Authority
+from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.lines import ConnectionLines
+from gatekeeper.server.tasks import Owner
+from tests.server.local import Recorder
+
+CHECK = Access(Permission.WRITE, Kind.QUEUE, b"q")
+OTHER = Access(Permission.READ, Kind.QUEUE, b"q")
+YES, NO = Decision(True, "yes"), Decision(False, "no")
+
+
+class Backend:
+    """Stands in for the engine and for Exchanges: answers as the test fulfils its futures."""
+
+    def __init__(self) -> None:
+        self.asked: list[object] = []
+        self.answers: list[asyncio.Future[object]] = []
+        self.at_once: Decision | None = None
+
+    def _ask(self, what: object) -> Awaitable[object]:
+        self.asked.append(what)
+        answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self.answers.append(answer)
+        return answer
+
+    def check(self, identity: Identity, vhost: bytes, check: Check) -> object:
+        assert (identity.username, vhost) == (b"alice", b"/")
+        return self.at_once or self._ask(check)
+
+    def exists(self, vhost: bytes, exchange: bytes) -> object:
+        return self._ask(exchange)
+
+    def vhost_access(self, identity: Identity, vhost: bytes, peer: Peer) -> object:
+        return self._ask("vhost")
+
+    def topic_rule(self, identity: Identity, vhost: bytes, exchange: bytes) -> bool:
+        return exchange == b"ruled"
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.backend = Backend()
+        self.epoch = Epoch()
+        self.errors: list[BaseException] = []
+        self.owner = Owner(self.errors.append)
+        self.log = Recorder()
+        self.resumed = 0
+        peer = Peer("10.0.0.1", 1, "10.0.0.2", 2)
+        categories = map(self.log.logger, ("connection", "channel", "user"))
+        lines = ConnectionLines(*categories, 1, peer)
+        lines.user = b"alice"
+        self.authority = Authority(
+            engine=cast("Engine", self.backend),
+            exchanges=cast("Exchanges", self.backend),
+            epoch=self.epoch,
+            owner=self.owner,
+            identity=Identity(b"alice"),
+            vhost=b"/",
+            peer=peer,
+            lines=lines,
+        )
+        self.authority.resume = self._resume
+
+    def _resume(self) -> None:
+        self.resumed += 1
+
+    async def answer(self, index: int, value: object) -> None:
+        future = self.backend.answers[index]
+        if isinstance(value, Exception):
+            future.set_exception(value)
+        else:
+            future.set_result(value)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+async def test_an_answer_at_once_is_given_at_once(bench: Bench) -> None:
+    bench.backend.at_once = YES
+    assert bench.authority.check(CHECK) is YES
+    assert bench.authority.topic_rule(b"ruled")
+    assert not bench.authority.topic_rule(b"free")
+    assert len(bench.owner) == 0
+
+
+async def test_a_question_is_asked_once_and_its_answer_counts_once(bench: Bench) -> None:
+    assert bench.authority.check(CHECK) is None
+    await asyncio.sleep(0)
+    assert bench.authority.check(CHECK) is None
+    assert bench.backend.asked == [CHECK]
+    assert bench.resumed == 0
+    await bench.answer(0, NO)
+    assert bench.resumed == 1
+    assert bench.authority.check(CHECK) is NO
+    # The next frame is a new question: who was refused may be allowed by now.
+    assert bench.authority.check(CHECK) is None
+    assert bench.backend.asked == [CHECK, CHECK]
+    await bench.answer(1, YES)
+    assert bench.authority.check(CHECK) is YES
+
+
+async def test_questions_do_not_mix(bench: Bench) -> None:
+    assert bench.authority.check(CHECK) is None
+    assert bench.authority.check(OTHER) is None
+    assert bench.authority.exchange_exists(b"x") is None
+    await bench.answer(1, YES)
+    await bench.answer(2, False)
+    await bench.answer(0, NO)
+    assert bench.authority.check(CHECK) is NO
+    assert bench.authority.check(OTHER) is YES
+    assert bench.authority.exchange_exists(b"x") is False
+    assert bench.resumed == 3
+
+
+@pytest.mark.parametrize("when", ["while it is asked", "before it is used"])
+async def test_an_answer_from_before_a_change_does_not_count(bench: Bench, when: str) -> None:
+    assert bench.authority.check(CHECK) is None
+    await asyncio.sleep(0)
+    if when == "while it is asked":
+        bench.epoch.bump()
+    await bench.answer(0, YES)
+    if when == "before it is used":
+        bench.epoch.bump()
+    assert bench.authority.check(CHECK) is None
+    await bench.answer(1, NO)
+    assert bench.authority.check(CHECK) is NO
+
+
+async def test_a_question_that_fails_refuses_and_nobody_waits_for_ever(bench: Bench) -> None:
+    error = RuntimeError("a mistake of ours")
+    assert bench.authority.check(CHECK) is None
+    await bench.answer(0, error)
+    assert bench.resumed == 1
+    decision = bench.authority.check(CHECK)
+    assert decision is not None
+    assert (decision.allowed, decision.crashed) == (False, True)
+    # Whether an exchange exists only shapes a refusal: it stays one.
+    assert bench.authority.exchange_exists(b"x") is None
+    await bench.answer(1, error)
+    assert bench.authority.exchange_exists(b"x") is True
+    assert bench.errors == [error, error]
+
+
+async def test_a_new_secret_needs_access_to_the_vhost(bench: Bench) -> None:
+    assert bench.authority.update_secret(b"s") is None
+    await bench.answer(0, YES)
+    assert bench.authority.update_secret(b"s") is True
+    assert "updated secret" in bench.log.lines[-1][2]
+    assert bench.authority.update_secret(b"s") is None
+    await bench.answer(1, Decision(False, detail=b" by backend x: no"))
+    refusal = bench.authority.update_secret(b"s")
+    assert isinstance(refusal, AmqpError)
+    assert refusal.code is ReplyCode.NOT_ALLOWED
+    text = b"access to vhost '/' refused for user 'alice' by backend x: no"
+    assert refusal.explanation == text
+    assert len(bench.log.lines) == 1

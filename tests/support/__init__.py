@@ -1,0 +1,1 @@
+"""The test harness: real RabbitMQ nodes, the real gate, a raw AMQP client. Nothing shared."""

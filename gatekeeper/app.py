@@ -338,7 +338,7 @@ def prepared_store(settings: Settings, epoch: Epoch, log: Logger) -> Store:
     try:
         path, start = settings.load_definitions, settings.seed
         if path is not None:
-            report = load_definitions(store, path)
+            report = load_definitions(store, path, skip_if_unchanged=settings.skip_if_unchanged)
             for warning in report.warnings:
                 log.warning(warning)
         rights = start.permissions

@@ -60,6 +60,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         seed=_seed(typed, environ, problems),
         password_hashing=typed.one("password_hashing_module", str),
         load_definitions=typed.optional("load_definitions", Path),
+        skip_if_unchanged=typed.one("definitions.skip_if_unchanged", bool),
         log=_log(typed, warnings),
         upstreams=upstreams(typed, problems, warnings),
         store_url=typed.one("store.url", str),

@@ -51,7 +51,16 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("management.**", _NO_HTTP),
     Refusal("http_dispatch.**", _NO_HTTP),
     # RabbitMQ makes no default user where definitions are configured: ignoring them would.
-    Refusal("definitions.**", "is not supported yet; use load_definitions"),
+    *(
+        Refusal(pattern, "is not supported yet; use load_definitions")
+        for pattern in (
+            "definitions.import_backend",
+            "definitions.local.**",
+            "definitions.https.**",
+            "definitions.hashing.**",
+            "definitions.tls.**",
+        )
+    ),
     Refusal(
         "credential_validator.validation_backend",
         "is not supported yet: weak passwords would be accepted; remove it",

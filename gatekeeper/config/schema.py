@@ -478,6 +478,13 @@ SECTIONS: tuple[Section, ...] = (
                 "directory of them.",
                 example="/etc/gatekeeper/definitions.json",
             ),
+            row(
+                "definitions.skip_if_unchanged",
+                _BOOLEAN,
+                "false",
+                "`true`: what `load_definitions` names is imported only if it differs from the "
+                "last import; changes made since stay, and a large file does not delay the start.",
+            ),
         ),
     ),
     Section(

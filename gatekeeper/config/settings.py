@@ -217,6 +217,7 @@ class Settings:
     seed: Seed
     password_hashing: str
     load_definitions: Path | None
+    skip_if_unchanged: bool = False
     log: LogSettings
     upstreams: Mapping[str, Upstream]
     store_url: str = field(repr=False)

@@ -127,7 +127,8 @@ class ClientFrames:
             session.state = State.CLIENT_CLOSING
             return self._passed(0, payload)
         if ids == (10, 70):
-            return self._update_secret(fields[0])
+            secret, reason = fields
+            return self._update_secret(_bytes(secret), _bytes(reason))
         text = b"unexpected method in connection state running"
         raise AmqpError(ReplyCode.CHANNEL_ERROR, text, *ids)
 
@@ -136,11 +137,11 @@ class ClientFrames:
         self._s.to_broker.append(frame(FRAME_METHOD, number, payload))
         return TAKEN
 
-    def _update_secret(self, secret: int | bytes) -> Outcome:
+    def _update_secret(self, secret: bytes, reason: bytes) -> Outcome:
         """semantics.md 1.11: never forwarded, it would change the gate's own credentials."""
         session = self._s
         if self._rejudged is None:
-            answer = session.policy.update_secret(secret if isinstance(secret, bytes) else b"")
+            answer = session.policy.update_secret(secret, reason)
             if answer is None:
                 raise Pending
             if isinstance(answer, AmqpError):
@@ -187,8 +188,8 @@ class ClientFrames:
         if limit and count >= limit:
             text = b"number of channels opened (%d) has reached the negotiated channel_max (%d)"
             raise AmqpError(ReplyCode.NOT_ALLOWED, text % (count, limit))
-        most = session.user_channels
-        if most is not None and count >= most:
+        most = session.policy.channel_limit_reached()
+        if most is not None:
             text = b"number of channels opened for user '%b' has reached the maximum allowed "
             text = text % printable(session.context.username) + b"user limit of %d" % most
             raise AmqpError(ReplyCode.NOT_ALLOWED, text)
@@ -484,6 +485,11 @@ class ClientFrames:
                 return end
             pos = past
         return pos
+
+
+def _bytes(field: int | bytes) -> bytes:
+    assert isinstance(field, bytes)  # noqa: S101 - the layout says so
+    return field
 
 
 def _ids(payload: bytes) -> tuple[int, int]:

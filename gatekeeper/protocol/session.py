@@ -61,7 +61,11 @@ class SessionPolicy(Protocol):
     def topic_rule(self, exchange: bytes) -> bool:
         """Can the routing key matter on this exchange?"""
 
-    def update_secret(self, secret: bytes) -> AmqpError | bool | None:
+    def channel_limit_reached(self) -> int | None:
+        """The user's max-channels, which RabbitMQ counts over all of their connections, if it is
+        reached; None while another channel may be opened."""
+
+    def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
         """True: taken. An error: what the client is told."""
 
     def exchange_changing(self, exchange: bytes) -> int:
@@ -81,7 +85,6 @@ class Session:
     """See the head of this file.
 
     frame_max, channel_max: as negotiated with the client, 0 for none.
-    user_channels: RabbitMQ's max-channels of the user, None for none.
     cancel_notify: did the client announce consumer_cancel_notify?
     """
 
@@ -93,14 +96,12 @@ class Session:
         *,
         frame_max: int,
         channel_max: int,
-        user_channels: int | None = None,
         cancel_notify: bool = True,
     ) -> None:
         self.context = context
         self.policy = policy
         self.epoch = epoch
         self.channel_max = channel_max
-        self.user_channels = user_channels
         self.cancel_notify = cancel_notify
         limit = context.max_message_size
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)

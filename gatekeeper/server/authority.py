@@ -39,6 +39,7 @@ class Authority:
         vhost: bytes,
         peer: Peer,
         lines: ConnectionLines,
+        channel_limit: Callable[[], int | None],
     ) -> None:
         self._engine = engine
         self._exchanges = exchanges
@@ -48,6 +49,7 @@ class Authority:
         self._vhost = vhost
         self._peer = peer
         self._lines = lines
+        self.channel_limit_reached = channel_limit
         self._answers: dict[Hashable, tuple[int, object]] = {}
         self._asked: set[Hashable] = set()
         self.resume: Callable[[], None] = lambda: None
@@ -65,14 +67,14 @@ class Authority:
     def topic_rule(self, exchange: bytes) -> bool:
         return self._engine.topic_rule(self._identity, self._vhost, exchange)
 
-    def update_secret(self, secret: bytes) -> AmqpError | bool | None:
+    def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
         """No backend of now has credentials that expire: any secret is taken, and the user must
         still have access to the vhost (RabbitMQ 4.3: ``rabbit_reader`` on update-secret)."""
         decision = self._answer(("update-secret",), self._vhost_access, _CRASHED)
         if decision is None:
             return None
         if decision.allowed:
-            self._lines.updated_secret()
+            self._lines.updated_secret(reason)
             return True
         return vhost_refused(self._vhost, self._identity.username, decision)
 

@@ -8,6 +8,7 @@ Any error ends in a refusal or a closed socket, never in a session.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gatekeeper import __version__
@@ -359,6 +360,15 @@ class Connection:
 
     # --- the session ---
 
+    def _channel_limit(self, user: bytes) -> Callable[[], int | None]:
+        store, registry = self._gate.store, self._gate.registry
+
+        def reached() -> int | None:
+            limit = store.user_limits(user).max_channels
+            return limit if limit is not None and registry.channel_count(user) >= limit else None
+
+        return reached
+
     def _pump(
         self, greeted: Greeted, live: Live, upstream: UpstreamConnection
     ) -> asyncio.Future[End]:
@@ -375,6 +385,7 @@ class Connection:
             vhost=greeted.vhost,
             peer=self._peer,
             lines=lines,
+            channel_limit=self._channel_limit(identity.username),
         )
         link = gate.upstreams.route(greeted.vhost)
         session = Session(
@@ -389,7 +400,6 @@ class Connection:
             gate.epoch,
             frame_max=greeted.tuned.frame_max,
             channel_max=greeted.tuned.channel_max,
-            user_channels=gate.store.user_limits(identity.username).max_channels,
             cancel_notify=b"consumer_cancel_notify" in greeted.login.capabilities,
         )
 
@@ -404,6 +414,7 @@ class Connection:
         lines.heartbeat = heartbeat
         pump = Pump(session, self._client, upstream.endpoint, end, log_forced, heartbeat)
         authority.resume = pump.resume
+        live.channels = lambda: len(session.channels)
         live.close = pump.close
         self._client.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)

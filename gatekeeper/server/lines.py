@@ -178,10 +178,11 @@ class ConnectionLines:
             **self._fields(reason=reason),
         )
 
-    def updated_secret(self) -> None:
-        user = text(self.user or b"")
+    def updated_secret(self, reason: bytes) -> None:
+        user, why = text(self.user or b""), text(reason)
         self._connection.info(
-            f"connection {self._name}: user '{user}' updated secret", **self._fields()
+            f"connection {self._name}: user '{user}' updated secret, reason: {why}",
+            **self._fields(reason=why),
         )
 
     def ended(self, end: End) -> None:

@@ -30,6 +30,7 @@ class Live:
     user: bytes
     vhost: bytes
     doomed: AmqpError | None = None
+    channels: Callable[[], int] = field(default=lambda: 0, repr=False)
     close: Callable[[AmqpError], None] | None = field(default=None, repr=False)
 
     def end(self, error: AmqpError) -> None:
@@ -53,6 +54,11 @@ class Registry:
 
     def user_count(self, user: bytes) -> int:
         return self._users[user]
+
+    def channel_count(self, user: bytes) -> int:
+        """Channels that the user has open, on all connections. Walks all connections: for users
+        with a limit only."""
+        return sum(live.channels() for live in self._live if live.user == user)
 
     def vhost_count(self, vhost: bytes) -> int:
         return self._vhosts[vhost]

@@ -157,6 +157,7 @@ ACCEPTED = [
     ("default_user_tags.administrator = false", "seed.tags", ()),
     ("load_definitions = ca.pem", "load_definitions", Path("ca.pem")),
     ("load_definitions = .", "load_definitions", Path()),
+    ("definitions.skip_if_unchanged = true", "skip_if_unchanged", True),
     # limits
     ("heartbeat = 1\nheartbeat = 2", "limits.heartbeat", 2),
     ("frame_max = 128KB", "limits.frame_max", 131072),

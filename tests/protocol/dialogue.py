@@ -150,6 +150,7 @@ class Policy:
     forgotten: list[bytes] = field(default_factory=list)
     cancelled: list[bytes] = field(default_factory=list)
     secret: AmqpError | bool = True
+    channel_limit: int | None = None
     _ready: set[object] = field(default_factory=set)
 
     def _late(self, key: object) -> bool:
@@ -179,7 +180,10 @@ class Policy:
     def topic_rule(self, exchange: bytes) -> bool:
         return exchange in self.topics
 
-    def update_secret(self, secret: bytes) -> AmqpError | bool | None:
+    def channel_limit_reached(self) -> int | None:
+        return self.channel_limit
+
+    def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
         return None if self._late("secret") else self.secret
 
     def exchange_changing(self, exchange: bytes) -> int:
@@ -210,7 +214,6 @@ class Dialogue:
         scanner: ModuleType | None = None,
         frame_max: int = 131072,
         channel_max: int = 2047,
-        user_channels: int | None = None,
         cancel_notify: bool = True,
     ) -> None:
         self.policy = policy or Policy()
@@ -224,7 +227,6 @@ class Dialogue:
             self.epoch,
             frame_max=frame_max,
             channel_max=channel_max,
-            user_channels=user_channels,
             cancel_notify=cancel_notify,
         )
         self._tail = b""

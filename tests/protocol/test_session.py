@@ -519,8 +519,10 @@ def test_channel_limit() -> None:
 
 
 def test_user_channel_limit() -> None:
-    one = Dialogue(user_channels=1)
-    one.send(open_channel(1) + open_channel(2))
+    one = Dialogue()
+    one.send(open_channel(1))
+    one.policy.channel_limit = 1
+    one.send(open_channel(2))
     text = (
         b"NOT_ALLOWED - number of channels opened for user 'alice' has reached the maximum "
         b"allowed user limit of 1"

@@ -72,6 +72,7 @@ class Bench:
             vhost=b"/",
             peer=peer,
             lines=lines,
+            channel_limit=lambda: None,
         )
         self.authority.resume = self._resume
 
@@ -160,13 +161,13 @@ async def test_a_question_that_fails_refuses_and_nobody_waits_for_ever(bench: Be
 
 
 async def test_a_new_secret_needs_access_to_the_vhost(bench: Bench) -> None:
-    assert bench.authority.update_secret(b"s") is None
+    assert bench.authority.update_secret(b"s", b"rotated") is None
     await bench.answer(0, YES)
-    assert bench.authority.update_secret(b"s") is True
-    assert "updated secret" in bench.log.lines[-1][2]
-    assert bench.authority.update_secret(b"s") is None
+    assert bench.authority.update_secret(b"s", b"rotated") is True
+    assert bench.log.lines[-1][2].endswith("updated secret, reason: rotated")
+    assert bench.authority.update_secret(b"s", b"rotated") is None
     await bench.answer(1, Decision(False, detail=b" by backend x: no"))
-    refusal = bench.authority.update_secret(b"s")
+    refusal = bench.authority.update_secret(b"s", b"rotated")
     assert isinstance(refusal, AmqpError)
     assert refusal.code is ReplyCode.NOT_ALLOWED
     text = b"access to vhost '/' refused for user 'alice' by backend x: no"

@@ -125,6 +125,20 @@ async def test_channels_of_a_user(tmp_path: Path, fake: FakeBroker) -> None:
         )
 
 
+async def test_channels_of_a_user_on_all_connections(tmp_path: Path, fake: FakeBroker) -> None:
+    """The limit of now counts, not that of the login, and every connection of the user does."""
+    async with gate(tmp_path, fake.port) as local:
+        first, second = [await local.login(channel=True) for _ in range(2)]
+        local.store.set_user_limits(b"alice", {"max-channels": 3})
+        await first.open_channel(2)
+        second.send(2, "channel.open")
+        assert (await second.closed())["reply_text"].endswith(b"user limit of 3")
+        await local.until(
+            lambda: local.registry.channel_count(b"alice") == 2, "its channels are gone"
+        )
+        await first.open_channel(3)
+
+
 async def test_no_more_is_offered_than_the_broker_allows(tmp_path: Path) -> None:
     async with FakeBroker(limits=(7, 8192, 10)) as fake, gate(tmp_path, fake.port) as local:
         client = await local.connect()

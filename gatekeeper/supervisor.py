@@ -36,7 +36,8 @@ from gatekeeper.config.settings import Settings
 from gatekeeper.errors import GatekeeperError, OperatorError
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.server import nursery
-from gatekeeper.server.control import Hub, Link, Member
+from gatekeeper.server.control import Hub, Link
+from gatekeeper.server.member import Member
 from gatekeeper.server.nursery import ForkError, Nursery, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
 from gatekeeper.server.shared import ConnectionNumbers, Place

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatekeeper.policy.epoch import Epoch
-from gatekeeper.server.control import Member
 from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.member import Member
 from gatekeeper.server.messages import ConnectionInfo
 from gatekeeper.server.registry import Limit, Live, Registry
 from gatekeeper.server.upstreams import Upstreams
@@ -123,7 +123,7 @@ class SharedExchanges(Exchanges):
 
 
 class WorkerDuties:
-    """Implements ``control.Duties`` over a worker's parts."""
+    """Implements ``member.Duties`` over a worker's parts."""
 
     def __init__(
         self,

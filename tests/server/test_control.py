@@ -14,9 +14,10 @@ from gatekeeper.errors import AmqpError, StoreError
 from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
 from gatekeeper.server import channel as channel_module
-from gatekeeper.server import control
+from gatekeeper.server import member as member_module
 from gatekeeper.server.channel import Channel, NoAnswerError
-from gatekeeper.server.control import Hub, Link, Member
+from gatekeeper.server.control import Hub, Link
+from gatekeeper.server.member import Member
 from gatekeeper.server.messages import (
     Admit,
     ConnectionInfo,
@@ -169,8 +170,8 @@ async def test_a_dead_workers_places_are_free(plane: Plane) -> None:
 async def test_a_silent_supervisor_refuses_and_takes_nobodys_place(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert control.ADMIT_TIMEOUT == 2.0
-    monkeypatch.setattr(control, "ADMIT_TIMEOUT", 0.05)
+    assert member_module.ADMIT_TIMEOUT == 2.0
+    monkeypatch.setattr(member_module, "ADMIT_TIMEOUT", 0.05)
     one = await plane.worker(1)
     received = plane.hub._received
     late: list[tuple[Link, Message]] = []

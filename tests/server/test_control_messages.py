@@ -84,7 +84,7 @@ def test_every_message_type_is_tried() -> None:
 
 
 def test_a_list_of_the_longest_names_fits() -> None:
-    from gatekeeper.server.control import PART
+    from gatekeeper.server.member import PART
 
     longest = ConnectionInfo(
         2**63 - 1, b"\xff" * 255, b"\0" * 255, "f" * 45, 65535, "f" * 45, 65535, tls=False

@@ -210,7 +210,7 @@ async def test_an_exchange_that_changes_through_one_worker_is_asked_anew_by_all(
 async def test_a_limit_that_cannot_be_checked_refuses(
     tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gatekeeper.server.control.ADMIT_TIMEOUT", 0.1)
+    monkeypatch.setattr("gatekeeper.server.member.ADMIT_TIMEOUT", 0.1)
     async with inside(tmp_path, fake, monkeypatch) as several:
         several.supervisor._store.set_user_limits(b"alice", {"max-connections": 5})
         stores = [app._store for app in several.apps]

@@ -5,6 +5,9 @@ brokers; then listening. A thing that the operator must mend stops the start wit
 unreachable broker does not (clients get a clear close until it is back).
 Stop (SIGTERM, SIGINT): no new clients, ``drain_timeout`` for the others to leave, then 320
 CONNECTION_FORCED to whoever is left. A second signal does not wait.
+
+Of several processes (``workers``) each worker is such a gate with a place (``server/shared.py``):
+the supervisor has prepared the store and tells it when to stop; see ``supervisor.py``.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gatekeeper import __version__, logs
 from gatekeeper.backends.internal import NAME as INTERNAL
 from gatekeeper.backends.internal import InternalBackend
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import ConfigError, GatekeeperError, OperatorError
+from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
 from gatekeeper.policy.engine import Engine, Pair
 from gatekeeper.policy.epoch import Epoch
@@ -30,6 +34,7 @@ from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
 from gatekeeper.server.registry import Live, Registry
+from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
 from gatekeeper.store.definitions import load_definitions
@@ -47,10 +52,16 @@ STORE_REFRESH = 1.0
 
 class App:
     """The gate. Everything that can be wrong with the configuration is found in ``__init__``,
-    which must run inside the event loop; raises OperatorError."""
+    which must run inside the event loop; raises OperatorError.
 
-    def __init__(self, settings: Settings) -> None:
+    place: of a worker among several; None where this process is the whole gate.
+    """
+
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
         self._settings = settings
+        self._place = place
+        self._stopping = _Stopping()
+        self._refreshing = False
         self._log = logs.get_logger("default")
         self._owner = Owner(self._task_failed)
         self._epoch = Epoch()
@@ -58,9 +69,9 @@ class App:
         try:
             buffer = SharedBuffer()
             self._store = self._open_store()
+            self._closing.callback(self._store.close)
             self._upstreams = Upstreams(settings.upstreams, buffer)
-            self._exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
-            self._registry = Connections(self._store)
+            self._exchanges, self._registry = self._shared_or_not()
             self._gate = Gate(
                 settings=settings,
                 store=self._store,
@@ -75,7 +86,10 @@ class App:
                 user_log=logs.get_logger("user"),
             )
             self._clients = Owner(self._connection_failed)
-            self._listeners = Listeners(settings, buffer, self._accept, self._owner, self._log)
+            numbers = None if place is None else place.numbers
+            self._listeners = Listeners(
+                settings, buffer, self._accept, self._owner, self._log, numbers
+            )
             self._closing.callback(self._listeners.close)
         except BaseException:
             self._closing.close()
@@ -86,26 +100,22 @@ class App:
 
     def _open_store(self) -> Store:
         settings = self._settings
-        store = Store.open(settings.store_url, self._epoch, algorithm=settings.password_hashing)
-        self._closing.callback(store.close)
-        path, start = settings.load_definitions, settings.seed
-        if path is not None:
-            report = load_definitions(store, path, skip_if_unchanged=settings.skip_if_unchanged)
-            for warning in report.warnings:
-                self._log.warning(warning)
-        rights = start.permissions
-        seeded = seed(
-            store,
-            user=start.user,
-            password=start.password.value,
-            vhost=start.vhost,
-            permissions=PermissionSet(rights.configure, rights.write, rights.read),
-            tags=start.tags,
-            definitions_configured=path is not None,
+        if self._place is None:
+            return prepared_store(settings, self._epoch, self._log)
+        return Store.open(settings.store_url, self._epoch, algorithm=settings.password_hashing)
+
+    def _shared_or_not(self) -> tuple[Exchanges, Connections]:
+        """What several processes must agree on; of a worker, the supervisor may now ask."""
+        place = self._place
+        if place is None:
+            exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
+            return exchanges, Connections(self._store)
+        shared = SharedExchanges(self._upstreams, self._epoch, self._task_failed, place.member)
+        registry = SharedConnections(place.member, self._store)
+        place.member.serve(
+            WorkerDuties(registry, self._refresh, shared.changed_elsewhere, self.stop)
         )
-        if seeded:
-            self._log.info("Will seed default virtual host and user...")
-        return store
+        return shared, registry
 
     def _engine(self) -> Engine:
         internal = InternalBackend(self._store)
@@ -132,6 +142,18 @@ class App:
                 self._registry.recheck()
             case _:
                 pass
+        if self._place is not None and not self._refreshing:
+            self._place.member.changed()
+
+    def _refresh(self) -> None:
+        """Take over what another process has changed in the store. Raises OperatorError."""
+        self._refreshing = True
+        try:
+            self._store.refresh()
+            if self._registry.outdated:
+                self._registry.recheck()
+        finally:
+            self._refreshing = False
 
     def _deleted(self, what: str) -> None:
         self._gate.connection_log.info(f"Closing all connections {what}")
@@ -150,15 +172,22 @@ class App:
         return self._listeners.addresses
 
     async def run(self) -> None:
-        """Serve until a signal comes, then stop in order."""
-        stop = asyncio.Event()
-        with self._closing, _signals(stop):
+        """Serve until a signal, or of a worker the supervisor, says so; then stop in order."""
+        signals = _signals(self._stopping) if self._place is None else contextlib.nullcontext()
+        with self._closing, signals:
             await self._start()
-            await stop.wait()
-            await self._stop(stop)
+            await self._stopping.wanted.wait()
+            await self._stop()
             await self._exchanges.close()
             await self._owner.close()
-        self._log.info("stopped")
+        if self._place is None:
+            self._log.info("stopped")
+
+    def stop(self, *, hurry: bool) -> None:
+        """Stop in order; ``hurry``: without waiting for clients to leave."""
+        self._stopping.wanted.set()
+        if hurry:
+            self._stopping.hurry.set()
 
     async def _start(self) -> None:
         learning = [
@@ -170,11 +199,10 @@ class App:
             async with asyncio.timeout(FIRST_ANSWER if learning else 0):
                 await asyncio.gather(*first)
         await self._listeners.start()
-        scanner = "compiled" if COMPILED else "plain Python (slower: no C compiler at install time)"
-        self._log.info(
-            f"gatekeeper {__version__} ready on {', '.join(self.addresses)}; "
-            f"frame scanner: {scanner}"
-        )
+        if self._place is not None:
+            self._place.member.started(self.addresses)
+            return
+        self._log.info(ready_line(self.addresses, workers=1))
 
     async def _keep_learning(self, link: UpstreamLink) -> None:
         """Ask a broker for its properties and limits, now and whenever it is time again."""
@@ -203,19 +231,16 @@ class App:
         while True:
             await asyncio.sleep(STORE_REFRESH)
             try:
-                self._store.refresh()
-                if self._registry.outdated:
-                    self._registry.recheck()
+                self._refresh()
             except OperatorError as error:
                 self._log.error(str(error))
 
-    async def _stop(self, again: asyncio.Event) -> None:
+    async def _stop(self) -> None:
         self._listeners.close()
-        again.clear()
         if self._settings.drain_timeout and len(self._clients):
             seconds = self._settings.drain_timeout
             self._log.info(f"draining: {len(self._clients)} connections have {seconds:g} s to end")
-            await self._until_empty(seconds, again)
+            await self._until_empty(seconds, self._stopping.hurry)
         if len(self._clients):
             self._registry.shutdown()
             await self._until_empty(CLOSING, None)
@@ -277,16 +302,70 @@ class Connections(Registry):
         return user.incarnation if user else None, vhost.incarnation if vhost else None
 
 
+class SharedConnections(SharedRegistry, Connections):
+    """A worker's: limits are those of the whole gate."""
+
+
+class _Stopping:
+    """Told once: stop in order; told again: hurry."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def tell(self) -> None:
+        (self.hurry if self.wanted.is_set() else self.wanted).set()
+
+
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event) -> Iterator[None]:
+def _signals(stopping: _Stopping) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stopping.tell)
     try:
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def prepared_store(settings: Settings, epoch: Epoch, log: Logger) -> Store:
+    """The store, opened, with the newest schema, the definitions and the seed in it.
+
+    Raises OperatorError.
+    """
+    store = Store.open(settings.store_url, epoch, algorithm=settings.password_hashing)
+    try:
+        path, start = settings.load_definitions, settings.seed
+        if path is not None:
+            report = load_definitions(store, path, skip_if_unchanged=settings.skip_if_unchanged)
+            for warning in report.warnings:
+                log.warning(warning)
+        rights = start.permissions
+        seeded = seed(
+            store,
+            user=start.user,
+            password=start.password.value,
+            vhost=start.vhost,
+            permissions=PermissionSet(rights.configure, rights.write, rights.read),
+            tags=start.tags,
+            definitions_configured=path is not None,
+        )
+    except BaseException:
+        store.close()
+        raise
+    if seeded:
+        log.info("Will seed default virtual host and user...")
+    return store
+
+
+def ready_line(addresses: Iterable[str], workers: int) -> str:
+    scanner = "compiled" if COMPILED else "plain Python (slower: no C compiler at install time)"
+    processes = f"{workers} workers; " if workers > 1 else ""
+    return (
+        f"gatekeeper {__version__} ready on {', '.join(addresses)}; {processes}"
+        f"frame scanner: {scanner}"
+    )
 
 
 async def serve(settings: Settings) -> None:

@@ -29,6 +29,7 @@ LINES: tuple[frozenset[str], ...] = (
     frozenset({"server"}),
     frozenset({"admin"}),
     frozenset({"app"}),
+    frozenset({"supervisor"}),
     frozenset({"cli"}),
 )
 RANK = {room: rank for rank, line in enumerate(LINES) for room in line}

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -17,6 +19,8 @@ from gatekeeper import __version__, logs
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import OperatorError
+
+T = TypeVar("T")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,9 +70,16 @@ def _run(settings: Settings) -> None:
     import uvloop  # noqa: PLC0415 - not needed to check a configuration
 
     from gatekeeper.app import serve  # noqa: PLC0415
+    from gatekeeper.supervisor import supervise  # noqa: PLC0415
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings))
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
+
+    if settings.workers == 1:
+        run(serve(settings))
+    else:
+        supervise(settings, run)
 
 
 if __name__ == "__main__":

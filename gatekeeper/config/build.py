@@ -65,10 +65,22 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         upstreams=upstreams(typed, problems, warnings),
         store_url=typed.one("store.url", str),
         drain_timeout=typed.one("drain_timeout", float),
+        workers=_workers(typed, problems),
         warnings=tuple(warnings),
     )
     problems.raise_if_any()
     return settings
+
+
+def _workers(typed: Typed, problems: Problems) -> int:
+    workers = typed.one("workers", int)
+    if workers > 1 and typed.one("store.url", str) == "sqlite::memory:":
+        problems.add(
+            typed.place("workers"),
+            "several processes cannot share sqlite::memory:; set store.url = sqlite:///PATH, or "
+            "workers = 1",
+        )
+    return workers
 
 
 def _listeners(typed: Typed, protocol: str) -> dict[str, Address]:

@@ -671,9 +671,11 @@ SECTIONS: tuple[Section, ...] = (
             ),
             row(
                 "workers",
-                types.constant("1", "integer", "more than one process is not supported yet"),
+                types.integer(1, 64),
                 "1",
-                "Processes that share the listeners; more than one is not supported yet.",
+                "Processes that share the listeners, the store and one control plane; up to one "
+                "for each core is of use. With more than one, a supervisor starts, watches and "
+                "replaces them.",
             ),
         ),
     ),

@@ -199,6 +199,7 @@ class Settings:
         None never ends.
     store_url: ``sqlite:///PATH`` or ``sqlite::memory:``. Hidden from ``repr``: other stores hold
         a password in it.
+    workers: processes that serve clients; with more than one the store is a file.
     warnings: what the operator should know, one line each; the caller logs them.
     """
 
@@ -221,4 +222,5 @@ class Settings:
     upstreams: Mapping[str, Upstream]
     store_url: str = field(repr=False)
     drain_timeout: float
+    workers: int = 1
     warnings: tuple[str, ...] = ()

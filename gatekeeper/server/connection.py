@@ -35,6 +35,7 @@ from gatekeeper.protocol.handshake import ClientHandshake
 from gatekeeper.protocol.session import Session
 from gatekeeper.protocol.upstream import upstream_properties
 from gatekeeper.server.authority import Authority, vhost_refused
+from gatekeeper.server.channel import NoAnswerError
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
@@ -230,13 +231,12 @@ class Connection:
 
     async def _authorise(self, greeted: Greeted) -> Live | None:
         """RabbitMQ's order: the vhost exists, its limit, the user's limit, access."""
-        gate, vhost, user = self._gate, greeted.vhost, greeted.identity.username
-        refusal = self._limits(vhost, user)
+        gate = self._gate
+        live = Live(self._number, self._peer, greeted.identity.username, greeted.vhost)
+        refusal = await self._admit(live)
         if refusal is not None:
             await self._refuse_open(refusal)
             return None
-        live = Live(self._number, self._peer, user, vhost)
-        gate.registry.add(live)  # at once, so that two logins cannot share the last place
         try:
             error = await self._vhost_access(greeted)
         except BaseException:
@@ -247,20 +247,31 @@ class Connection:
             return None
         return live
 
-    def _limits(self, vhost: bytes, user: bytes) -> AmqpError | None:
-        gate = self._gate
+    async def _admit(self, live: Live) -> AmqpError | None:
+        """Have the connection counted, unless it meets a limit."""
+        gate, vhost, user = self._gate, live.vhost, live.user
         shown_vhost, shown_user = printable(vhost), printable(user)
         if gate.store.vhost(vhost) is None:
             return _not_allowed(b"vhost %b not found" % shown_vhost)
-        limit = gate.store.vhost_limits(vhost).max_connections
-        if limit is not None and gate.registry.vhost_count(vhost) >= limit:
-            text = b"access to vhost '%b' refused for user '%b': connection limit (%d) is reached"
-            return _not_allowed(text % (shown_vhost, shown_user, limit))
-        limit = gate.store.user_limits(user).max_connections
-        if limit is not None and gate.registry.user_count(user) >= limit:
-            text = b"connection refused for user '%b': user connection limit (%d) is reached"
-            return _not_allowed(text % (shown_user, limit))
-        return None
+        of_vhost = gate.store.vhost_limits(vhost).max_connections
+        of_user = gate.store.user_limits(user).max_connections
+        try:
+            reached = await gate.registry.admit(live, vhost_limit=of_vhost, user_limit=of_user)
+        except NoAnswerError as error:
+            self._lines.upstream_failed(f"connection limits cannot be checked: supervisor: {error}")
+            text = b"connection limits cannot be checked now"
+            return AmqpError(ReplyCode.CONNECTION_FORCED, text)
+        match reached:
+            case "vhost":
+                text = (
+                    b"access to vhost '%b' refused for user '%b': connection limit (%d) is reached"
+                )
+                return _not_allowed(text % (shown_vhost, shown_user, of_vhost))
+            case "user":
+                text = b"connection refused for user '%b': user connection limit (%d) is reached"
+                return _not_allowed(text % (shown_user, of_user))
+            case "none":
+                return None
 
     async def _vhost_access(self, greeted: Greeted) -> AmqpError | None:
         identity, vhost = greeted.identity, greeted.vhost

@@ -8,7 +8,7 @@ import errno
 import itertools
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from gatekeeper.config.settings import Address, Settings, SocketOptions
 from gatekeeper.errors import ConfigError
@@ -30,8 +30,14 @@ Accept = Callable[[Endpoint, Peer, int], None]
 """Takes a connected client: its endpoint, its address, and the connection's number."""
 
 
-def listening_socket(address: Address, options: SocketOptions) -> socket.socket:
-    """A bound socket. Raises ConfigError that names the address and the remedy."""
+def listening_socket(
+    address: Address, options: SocketOptions, *, shared: bool = False
+) -> socket.socket:
+    """A bound socket. Raises ConfigError that names the address and the remedy.
+
+    shared: other processes of the same user may listen on the same address (SO_REUSEPORT); the
+    kernel spreads the clients over them.
+    """
     try:
         if address.host:
             family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -48,6 +54,8 @@ def listening_socket(address: Address, options: SocketOptions) -> socket.socket:
         raise ConfigError(f"cannot listen on {address}: {error.strerror}") from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         _options(sock, options)
         sock.bind((host, address.port))
         sock.listen(options.backlog)
@@ -90,26 +98,36 @@ def _options(sock: socket.socket, options: SocketOptions) -> None:
 
 
 class Listeners:
-    """All listeners of the gate. Sockets are bound in the constructor (raises ConfigError)."""
+    """All listeners of the gate. Sockets are bound in the constructor (raises ConfigError).
+
+    numbers: of a worker among several, whose numbers are its own; such a one shares its ports.
+    """
 
     def __init__(
-        self, settings: Settings, buffer: SharedBuffer, accept: Accept, owner: Owner, log: Logger
+        self,
+        settings: Settings,
+        buffer: SharedBuffer,
+        accept: Accept,
+        owner: Owner,
+        log: Logger,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self._settings = settings
         self._buffer = buffer
         self._accept = accept
         self._owner = owner
         self._log = log
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(1) if numbers is None else numbers
         self._servers: list[asyncio.Server] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._context = None if settings.tls is None else server_context(settings.tls)
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
+        plain = len(settings.tcp_listeners)
         try:
-            for address in settings.tcp_listeners:
-                self._sockets.append((listening_socket(address, settings.socket), None))
-            for address in settings.ssl_listeners:
-                self._sockets.append((listening_socket(address, settings.socket), self._context))
+            for at, address in enumerate((*settings.tcp_listeners, *settings.ssl_listeners)):
+                context = None if at < plain else self._context
+                sock = listening_socket(address, settings.socket, shared=numbers is not None)
+                self._sockets.append((sock, context))
         except BaseException:
             self._close_sockets()
             raise

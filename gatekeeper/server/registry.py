@@ -1,13 +1,21 @@
-"""Live connections: who is connected where, counted for limits, closed on revocation."""
+"""Live connections: who is connected where, counted for limits, closed on revocation.
+
+A limit of a user or a vhost holds for the whole gate. Where the gate is one process this registry
+is all there is to count; of several, ``shared.py`` asks the supervisor.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Peer
+
+Limit = Literal["none", "vhost", "user"]
+"""Which limit a connection has met."""
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +63,18 @@ class Registry:
     def vhost_count(self, vhost: bytes) -> int:
         return self._vhosts[vhost]
 
+    async def admit(self, live: Live, *, vhost_limit: int | None, user_limit: int | None) -> Limit:
+        """Add a connection, unless it meets a limit: the vhost's is looked at first (RabbitMQ).
+
+        It counts at once, so that two logins cannot share the last place.
+        """
+        if vhost_limit is not None and self.vhost_count(live.vhost) >= vhost_limit:
+            return "vhost"
+        if user_limit is not None and self.user_count(live.user) >= user_limit:
+            return "user"
+        self.add(live)
+        return "none"
+
     def add(self, live: Live) -> None:
         self._live.add(live)
         self._users[live.user] += 1
@@ -73,6 +93,20 @@ class Registry:
     def vhost_deleted(self, vhost: bytes) -> int:
         text = b"vhost '%b' is deleted" % printable(vhost)
         return self._end(lambda live: live.vhost == vhost, text)
+
+    def close(
+        self, number: int | None, user: bytes | None, vhost: bytes | None, reason: bytes
+    ) -> int:
+        """Close those that match all that is not None; ``reason`` is told to the client."""
+
+        def matches(live: Live) -> bool:
+            return (
+                number in {None, live.number}
+                and user in {None, live.user}
+                and vhost in {None, live.vhost}
+            )
+
+        return self._end(matches, reason)
 
     def shutdown(self) -> int:
         text = b"broker forced connection closure with reason 'shutdown'"

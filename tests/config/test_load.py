@@ -187,7 +187,9 @@ ACCEPTED = [
     ("drain_timeout = 1m1.5s", "drain_timeout", 61.5),
     ("drain_timeout = 2h30m", "drain_timeout", 9000.0),
     ("drain_timeout = 0", "drain_timeout", 0.0),
-    ("workers = 1", "warnings", ()),
+    ("", "workers", 1),
+    ("workers = 1", "workers", 1),
+    ("workers = 64", "workers", 64),
     # substitution and encrypted values
     ("default_user = $(NAME)\ndefault_vhost = $(default_user)-x", "seed.vhost", b"env-x"),
     ("config_entry_decoder.passphrase = $(PASSPHRASE)\ndefault_pass = encrypted:bz1z3IO3RWv94cAxVV3mlECQL+4OddHSW8mKqGcjm62p7mJ3UNyjjY1ypC0Ng6fP", "seed.password", Secret(b"s3cr#t")),
@@ -304,7 +306,10 @@ REFUSED = [
     ("http_dispatch.auth_backends.1 = ldap", "http_dispatch.auth_backends.1: " + NOT_YET),
     ("management.tcp.port = 15672", "management.tcp.port: " + NOT_YET),
     ("log.syslog = true", "log.syslog: " + NOT_YET),
-    ("workers = 2", "workers: '2' does not fit: more than one process is not supported yet; use 1"),
+    ("workers = 0", "workers: '0' does not fit"),
+    ("workers = 65", "workers: '65' does not fit"),
+    ("workers = 2.5", "workers: '2.5' does not fit"),
+    ("store.url = sqlite::memory:\nworkers = 2", "workers: several processes cannot share sqlite::memory:; set store.url = sqlite:///PATH, or workers = 1"),
     ("control.socket = x", "control.socket: " + NOT_YET),
     ("advanced_config = x", "advanced_config: " + NOT_YET),
     # rules across keys

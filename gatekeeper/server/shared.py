@@ -1,0 +1,172 @@
+"""What a worker has in common with the others: connection numbers, places under limits, and
+news of exchanges."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gatekeeper.policy.epoch import Epoch
+from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.member import Member
+from gatekeeper.server.messages import ConnectionInfo
+from gatekeeper.server.registry import Limit, Live, Registry
+from gatekeeper.server.upstreams import Upstreams
+
+_CELL = struct.Struct("=Q")
+
+
+class ConnectionNumbers:
+    """Numbers that no two connections of the gate share, whichever worker accepts them.
+
+    Strategy: of N workers, worker W takes W, W + N, W + 2N and so on. The last one that each
+    took lies in memory that all processes share (made before the first fork), so the successor
+    of a dead worker goes on where it ended. A cell has one writer at a time, so nothing is
+    locked.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._cells = mmap.mmap(-1, _CELL.size * workers)
+
+    def of(self, worker: int) -> Iterator[int]:
+        """worker: 1 to the number of workers."""
+        at = _CELL.size * (worker - 1)
+        while True:
+            (last,) = _CELL.unpack_from(self._cells, at)
+            number = last + self._workers if last else worker
+            _CELL.pack_into(self._cells, at, number)
+            yield number
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What makes a gate one of several: its line to the supervisor, and its numbers."""
+
+    member: Member
+    numbers: Iterator[int]
+
+
+class SharedRegistry(Registry):
+    """A worker's registry; the supervisor counts for all of them.
+
+    more: for the constructor of the registry that it is mixed into.
+    """
+
+    def __init__(self, member: Member, *more: Any) -> None:
+        super().__init__(*more)
+        self._member = member
+
+    async def admit(self, live: Live, *, vhost_limit: int | None, user_limit: int | None) -> Limit:
+        """As in one process. Raises NoAnswerError: the supervisor does not answer; refuse."""
+        self.add(live)  # first, so that a revocation in the meantime finds it
+        if vhost_limit is None and user_limit is None:
+            self._member.opened(live.number, live.user, live.vhost)
+            return "none"
+        reached: Limit | None = None
+        try:
+            reached = await self._member.admit(
+                live.number,
+                live.user,
+                live.vhost,
+                vhost_limit=vhost_limit,
+                user_limit=user_limit,
+            )
+            return reached
+        finally:
+            if reached != "none":
+                # Without an answer the place may be ours all the same: give it back.
+                self.remove(live)
+
+    def remove(self, live: Live) -> None:
+        if live in self._live:
+            super().remove(live)
+            self._member.ended(live.number)
+
+
+class SharedExchanges(Exchanges):
+    """What a worker knows of exchanges; declares and deletes through any worker end it in all.
+
+    A notice takes a moment, in which another worker may still go by the old type: less than a
+    client needs to hear of the change and to publish elsewhere, but nobody waits for it. Without
+    the notice it would be the seconds that an answer is kept.
+    """
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        epoch: Epoch,
+        on_error: Callable[[BaseException], None],
+        member: Member,
+    ) -> None:
+        super().__init__(upstreams, epoch, on_error)
+        self._member = member
+
+    def changing(self, vhost: bytes, exchange: bytes) -> int:
+        self._member.exchange_changed(vhost, exchange)
+        return super().changing(vhost, exchange)
+
+    def changed(self, vhost: bytes, exchange: bytes, kind: bytes | None, change: int) -> None:
+        super().changed(vhost, exchange, kind, change)
+        # Once more: who asked in between may have been told of the old one.
+        self._member.exchange_changed(vhost, exchange)
+
+    def changed_elsewhere(self, vhost: bytes, exchange: bytes) -> None:
+        key = (vhost, exchange)
+        self._changed_while_asking(key)
+        self._forget(key)
+
+
+class WorkerDuties:
+    """Implements ``member.Duties`` over a worker's parts."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        refresh: Callable[[], None],
+        exchange_changed: Callable[[bytes, bytes], None],
+        stop: Callable[..., None],
+    ) -> None:
+        """stop: takes ``hurry``."""
+        self._registry = registry
+        self._refresh = refresh
+        self.exchange_changed = exchange_changed
+        self._stop = stop
+
+    def connections(self) -> Iterable[ConnectionInfo]:
+        return [
+            ConnectionInfo(
+                number=live.number,
+                user=live.user,
+                vhost=live.vhost,
+                host=live.peer.host,
+                port=live.peer.port,
+                local_host=live.peer.local_host,
+                local_port=live.peer.local_port,
+                tls=live.peer.tls,
+            )
+            for live in self._registry
+        ]
+
+    def close(
+        self, number: int | None, user: bytes | None, vhost: bytes | None, reason: bytes
+    ) -> int:
+        return self._registry.close(number, user, vhost, reason)
+
+    def refresh(self) -> None:
+        self._refresh()
+
+    def statistics(self) -> Mapping[str, int]:
+        return {
+            "pid": os.getpid(),
+            "connections": len(self._registry),
+            "cpu_ms": time.process_time_ns() // 1_000_000,
+        }
+
+    def stop(self, *, hurry: bool) -> None:
+        self._stop(hurry=hurry)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from gatekeeper.errors import StoreError
 from gatekeeper.policy.permissions import PermissionSet
@@ -216,9 +217,7 @@ def test_kinds_are_the_events_names() -> None:
 
 def test_unreadable_news_leave_nothing_remembered(
     store: Store,
-    path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The change stands; nothing old may be answered, and the events come later."""
     check_reads(store)
@@ -228,8 +227,9 @@ def test_unreadable_news_leave_nothing_remembered(
         raise StoreError("disk I/O error")
 
     monkeypatch.setattr(store._database, "news", fail)
-    store.clear_permissions(b"u", b"v")
-    assert "disk I/O error" in capsys.readouterr().out
+    with capture_logs() as lines:
+        store.clear_permissions(b"u", b"v")
+    assert [line["reason"] for line in lines] == ["disk I/O error"]
     assert store.permissions(b"u", b"v") is None
     assert store.epoch.value > epoch
     assert events == []

@@ -12,7 +12,6 @@ alternate or dead-letter exchange are asked although the entity may already exis
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from typing import Final
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Access, AnyAccess, Check, Kind, Permission, TopicAccess
 from gatekeeper.protocol.layouts import Fields
-from gatekeeper.protocol.wire import RABBIT_TYPES, Properties, known_table
+from gatekeeper.protocol.wire import known_table
 
 REPLY_TO: Final = b"amq.rabbitmq.reply-to"
 PUBLISH_IDS: Final = (60, 40)
@@ -172,7 +171,7 @@ class Context:
     service_user: bytes | None = None
 
 
-def _refuse(code: ReplyCode, explanation: bytes) -> AmqpError:
+def refuse(code: ReplyCode, explanation: bytes) -> AmqpError:
     return AmqpError(code, explanation)
 
 
@@ -192,16 +191,16 @@ def access_refused(check: Check, context: Context, detail: bytes = b"") -> AmqpE
         what = b"%b '%b'" % (check.kind.encode(), printable(name))
         permission = (CONFIGURE if isinstance(check, AnyAccess) else check.permission).encode()
     text = b"%b access to %b in vhost '%b' refused for user '%b'" % (permission, what, vhost, user)
-    return _refuse(ReplyCode.ACCESS_REFUSED, text + detail)
+    return refuse(ReplyCode.ACCESS_REFUSED, text + detail)
 
 
 def no_exchange(name: bytes, context: Context) -> AmqpError:
     text = b"no exchange '%b' in vhost '%b'" % (printable(name), printable(context.vhost))
-    return _refuse(ReplyCode.NOT_FOUND, text)
+    return refuse(ReplyCode.NOT_FOUND, text)
 
 
 def unimplemented() -> AmqpError:
-    return _refuse(ReplyCode.COMMAND_INVALID, b"unimplemented method")
+    return refuse(ReplyCode.COMMAND_INVALID, b"unimplemented method")
 
 
 def _strip(name: bytes) -> bytes:
@@ -211,29 +210,29 @@ def _strip(name: bytes) -> bytes:
 
 def _default_exchange() -> Step:
     return Step(
-        None, _refuse(ReplyCode.ACCESS_REFUSED, b"operation not permitted on the default exchange")
+        None, refuse(ReplyCode.ACCESS_REFUSED, b"operation not permitted on the default exchange")
     )
 
 
 def _reserved(kind: Kind, name: bytes) -> Step:
     text = b"%b name '%b' contains reserved prefix 'amq.*'" % (kind.encode(), printable(name))
-    return Step(None, _refuse(ReplyCode.ACCESS_REFUSED, text))
+    return Step(None, refuse(ReplyCode.ACCESS_REFUSED, text))
 
 
 def _last_queue(view: ChannelView) -> bytes:
     if view.pending_name:
         raise NeedReply
     if view.last_queue is None:
-        raise _refuse(ReplyCode.NOT_FOUND, b"no previously declared queue")
+        raise refuse(ReplyCode.NOT_FOUND, b"no previously declared queue")
     return view.last_queue
 
 
-def _bytes(value: object) -> bytes:
+def as_bytes(value: object) -> bytes:
     assert isinstance(value, bytes)  # noqa: S101 - the layout says so
     return value
 
 
-def _int(value: object) -> int:
+def as_int(value: object) -> int:
     assert isinstance(value, int)  # noqa: S101 - the layout says so
     return value
 
@@ -243,9 +242,9 @@ def _int(value: object) -> int:
 
 def _exchange_declare(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
     ticket, raw, kind, bits, table = fields
-    kind, bits = _bytes(kind), _int(bits)
+    kind, bits = as_bytes(kind), as_int(bits)
     passive, nowait = bits & 1, bits & 16
-    name = _strip(_bytes(raw))
+    name = _strip(as_bytes(raw))
     steps: list[Step] = []
     if passive:
         if not name:
@@ -256,7 +255,7 @@ def _exchange_declare(fields: Fields, _view: ChannelView, _context: Context) -> 
     unknown = None
     if kind not in EXCHANGE_TYPES:
         text = b"unknown exchange type '%b'" % printable(kind)
-        unknown = _refuse(ReplyCode.PRECONDITION_FAILED, text)
+        unknown = refuse(ReplyCode.PRECONDITION_FAILED, text)
     if not name:
         return Judgement((replace(_default_exchange(), refusal=unknown),) if unknown else
                          (_default_exchange(),))  # fmt: skip
@@ -264,10 +263,10 @@ def _exchange_declare(fields: Fields, _view: ChannelView, _context: Context) -> 
     # A reserved name either exists (then only equivalence is compared) or is refused by the
     # broker before the alternate exchange is looked at: nothing can be created under it.
     if not name.startswith(b"amq."):
-        other = known_table(_bytes(table)).get(b"alternate-exchange")
+        other = known_table(as_bytes(table)).get(b"alternate-exchange")
         if other is not None and other[0] == "S":
             steps.append(Step(Access(READ, EXCHANGE, name)))
-            steps.append(Step(Access(WRITE, EXCHANGE, _bytes(other[1]))))
+            steps.append(Step(Access(WRITE, EXCHANGE, as_bytes(other[1]))))
     # The answer is always waited for: only it tells when the type may have changed.
     sent = (ticket, name, kind, bits & ~16, table) if name != raw or nowait else None
     return Judgement(tuple(steps), ExchangeDeclared(name, kind, bool(nowait)), None, sent)
@@ -275,13 +274,13 @@ def _exchange_declare(fields: Fields, _view: ChannelView, _context: Context) -> 
 
 def _exchange_delete(fields: Fields, _view: ChannelView, context: Context) -> Judgement:
     ticket, raw, bits = fields
-    name, bits = _strip(_bytes(raw)), _int(bits)
+    name, bits = _strip(as_bytes(raw)), as_int(bits)
     if not name:
         return Judgement((_default_exchange(),))
     if name.startswith(b"amq."):
         text = b"deletion of system exchange '%b' in vhost '%b' not allowed"
         text %= (printable(name), printable(context.vhost))
-        return Judgement((Step(None, _refuse(ReplyCode.ACCESS_REFUSED, text)),))
+        return Judgement((Step(None, refuse(ReplyCode.ACCESS_REFUSED, text)),))
     nowait = bits & 2
     sent = (ticket, name, bits & ~2) if name != raw or nowait else None
     step = Step(Access(CONFIGURE, EXCHANGE, name))
@@ -290,12 +289,12 @@ def _exchange_delete(fields: Fields, _view: ChannelView, context: Context) -> Ju
 
 def _exchange_binding(fields: Fields, *, unbind: bool) -> Judgement:
     ticket, destination, source, key, *rest = fields
-    target, origin = _strip(_bytes(destination)), _strip(_bytes(source))
+    target, origin = _strip(as_bytes(destination)), _strip(as_bytes(source))
     steps = [Step(Access(WRITE, EXCHANGE, target))]
     if not target or not origin:
         return Judgement((*steps, _default_exchange()))
     harmless = (ticket, target, _no_exchange_name(), key, *rest) if unbind else None
-    steps += _read_source(origin, _bytes(key), harmless)
+    steps += _read_source(origin, as_bytes(key), harmless)
     changed = target != destination or origin != source
     sent = (ticket, target, origin, key, *rest) if changed else None
     return Judgement(tuple(steps), None, None, sent)
@@ -326,7 +325,7 @@ def _exchange_unbind(fields: Fields, _view: ChannelView, _context: Context) -> J
 
 def _queue_declare(fields: Fields, view: ChannelView, context: Context) -> Judgement:
     ticket, raw, bits, table = fields
-    raw, bits = _bytes(raw), _int(bits)
+    raw, bits = as_bytes(raw), as_int(bits)
     passive, nowait = bits & 1, bits & 16
     name = _strip(raw)
     sent = (ticket, name, bits, table) if name != raw else None
@@ -337,11 +336,11 @@ def _queue_declare(fields: Fields, view: ChannelView, context: Context) -> Judge
         step = Step(AnyAccess(QUEUE, name))
         if not name:
             text = b"no queue '' in vhost '%b'" % printable(context.vhost)
-            return Judgement((step, Step(None, _refuse(ReplyCode.NOT_FOUND, text))))
+            return Judgement((step, Step(None, refuse(ReplyCode.NOT_FOUND, text))))
         return Judgement((step,), QueueDeclared(name, answered=not nowait), None, sent)
     if name.startswith(b"amq."):
         return Judgement((_reserved(QUEUE, name),))
-    arguments = known_table(_bytes(table))
+    arguments = known_table(as_bytes(table))
     refusal = None
     generated = not name
     effect = QueueDeclared(name, answered=not nowait)
@@ -354,28 +353,28 @@ def _queue_declare(fields: Fields, view: ChannelView, context: Context) -> Judge
         # Any type of value may stand there, some of which cannot even be looked up.
         if isinstance(kind, bytes) and kind in NO_SERVER_NAMES:
             text = b"Cannot declare a server-named queue for type " + NO_SERVER_NAMES[kind]
-            refusal = _refuse(ReplyCode.PRECONDITION_FAILED, text)
+            refusal = refuse(ReplyCode.PRECONDITION_FAILED, text)
         effect = QueueDeclared(name, generated=True, swallow=bool(nowait))
         sent = (ticket, b"", bits & ~16, table) if nowait or raw else None
     steps = [Step(Access(CONFIGURE, QUEUE, name), refusal)]
     dead_letter = arguments.get(b"x-dead-letter-exchange")
     if dead_letter is not None and dead_letter[0] == "S":
         steps.append(Step(Access(READ, QUEUE, name)))
-        steps.append(Step(Access(WRITE, EXCHANGE, _bytes(dead_letter[1]))))
+        steps.append(Step(Access(WRITE, EXCHANGE, as_bytes(dead_letter[1]))))
     return Judgement(tuple(steps), effect, None, sent)
 
 
 def _queue_binding(fields: Fields, view: ChannelView, *, unbind: bool) -> Judgement:
     ticket, queue, source, key, *rest = fields
-    queue, key = _bytes(queue), _bytes(key)
+    queue, key = as_bytes(queue), as_bytes(key)
     name, routing_key = queue, key
     if not queue:
         name = _last_queue(view)
         routing_key = key or name
-    name, origin = _strip(name), _strip(_bytes(source))
+    name, origin = _strip(name), _strip(as_bytes(source))
     if name.startswith(REPLY_TO + b"."):
         text = b"cannot bind or unbind to a volatile (direct reply-to) queue"
-        return Judgement((Step(None, _refuse(ReplyCode.ACCESS_REFUSED, text)),))
+        return Judgement((Step(None, refuse(ReplyCode.ACCESS_REFUSED, text)),))
     steps = [Step(Access(WRITE, QUEUE, name))]
     if not origin:
         return Judgement((*steps, _default_exchange()))
@@ -399,14 +398,14 @@ def _queue_unbind(fields: Fields, view: ChannelView, _context: Context) -> Judge
 
 def _queue_purge(fields: Fields, view: ChannelView, _context: Context) -> Judgement:
     ticket, raw, bits = fields
-    name = _bytes(raw) or _last_queue(view)
+    name = as_bytes(raw) or _last_queue(view)
     sent = (ticket, name, bits) if name != raw else None
     return Judgement((Step(Access(READ, QUEUE, name)),), None, None, sent)
 
 
 def _queue_delete(fields: Fields, view: ChannelView, _context: Context) -> Judgement:
     ticket, raw, bits = fields
-    expanded = _bytes(raw) or _last_queue(view)
+    expanded = as_bytes(raw) or _last_queue(view)
     name = _strip(expanded)
     target = name or expanded  # as in _queue_binding
     sent = (ticket, target, bits) if target != raw else None
@@ -418,11 +417,11 @@ def _queue_delete(fields: Fields, view: ChannelView, _context: Context) -> Judge
 
 def _basic_consume(fields: Fields, view: ChannelView, _context: Context) -> Judgement:
     ticket, raw, tag, bits, table = fields
-    tag = _bytes(tag)
-    name = _bytes(raw) or _last_queue(view)
+    tag = as_bytes(tag)
+    name = as_bytes(raw) or _last_queue(view)
     if tag in view.consumers:
         text = b"attempt to reuse consumer tag '%b'" % printable(tag)
-        return Judgement((Step(None, _refuse(ReplyCode.NOT_ALLOWED, text)),))
+        return Judgement((Step(None, refuse(ReplyCode.NOT_ALLOWED, text)),))
     steps = () if name == REPLY_TO else (Step(Access(READ, QUEUE, name)),)
     # A tag for the broker to make up is made up here: it would not tell a no-wait consumer's tag,
     # nor which of two consumers it answers first, and who has no tag cannot be cancelled.
@@ -436,7 +435,7 @@ def _basic_get(fields: Fields, view: ChannelView, _context: Context) -> Judgemen
 
 
 def _basic_cancel(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
-    return Judgement((), Cancelled(_bytes(fields[0])))
+    return Judgement((), Cancelled(as_bytes(fields[0])))
 
 
 def _basic_cancel_ok(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
@@ -444,7 +443,7 @@ def _basic_cancel_ok(fields: Fields, _view: ChannelView, _context: Context) -> J
 
     Sent on as a no-wait cancel, which older brokers know too.
     """
-    tag = _bytes(fields[0])
+    tag = as_bytes(fields[0])
     return Judgement((), Cancelled(tag), (60, 30), (tag, 1))
 
 
@@ -483,7 +482,7 @@ TABLE: Final[Mapping[tuple[int, int], Judge]] = {
     (90, 30): _free,  # tx.rollback
 }
 """Methods on an open channel. channel.open, close, close-ok and basic.publish (which needs its
-content header, see :func:`judge_publish`) are the session's; all others are refused."""
+content header, see ``publishing.py``) are the session's; all others are refused."""
 
 
 def judge(ids: tuple[int, int], fields: Fields, view: ChannelView, context: Context) -> Judgement:
@@ -495,83 +494,3 @@ def judge(ids: tuple[int, int], fields: Fields, view: ChannelView, context: Cont
     if judgement.fields is not None and judgement.ids is None:
         return replace(judgement, ids=ids)
     return judgement
-
-
-# --- publish --------------------------------------------------------------------------------
-
-
-def judge_publish(
-    fields: Fields,
-    body_size: int,
-    properties: Properties | None,
-    view: ChannelView,
-    context: Context,
-) -> tuple[Step, ...]:
-    """The steps of a basic.publish with its content header (semantics.md 2.2, order of 4.3.5).
-
-    properties: None where they are malformed.
-    """
-    _ticket, raw, key, bits = fields
-    exchange = _bytes(raw)
-    if _int(bits) & 2:
-        return (Step(None, _refuse(ReplyCode.NOT_IMPLEMENTED, b"immediate=true")),)
-    limit = context.max_message_size
-    if limit is not None and body_size > limit:
-        text = b"message size %d is larger than configured max size %d" % (body_size, limit)
-        return (Step(None, _refuse(ReplyCode.PRECONDITION_FAILED, text)),)
-    steps = [Step(Access(WRITE, EXCHANGE, exchange))]
-    if properties is None:
-        crash = AmqpError(ReplyCode.INTERNAL_ERROR)
-        return (*steps, Step(None, crash, exchange or None))
-    # What the broker would say before it comes to topics and user-id; it only matters where
-    # those are denied, else the broker says it itself.
-    earlier = _earlier_error(properties, view)
-    cc, bcc = properties.cc, properties.bcc
-    if exchange:
-        routes = [_bytes(key)]
-        routes += cc if isinstance(cc, list) else []
-        routes += bcc if isinstance(bcc, list) else []
-        steps += [Step(TopicAccess(WRITE, exchange, r), earlier, exchange) for r in routes]
-    user_id = properties.user_id
-    if user_id is not None and user_id != context.username and not context.impersonator:
-        text = b"user_id property set to '%b' but authenticated user was '%b'"
-        text %= (printable(user_id), printable(context.username))
-        refusal = earlier or _refuse(ReplyCode.PRECONDITION_FAILED, text)
-        steps.append(Step(None, refusal, exchange or None))
-    return tuple(steps)
-
-
-def _earlier_error(properties: Properties, view: ChannelView) -> AmqpError | None:
-    if properties.reply_to == REPLY_TO and REPLY_TO not in view.consumers.values():
-        return _refuse(ReplyCode.PRECONDITION_FAILED, b"fast reply consumer does not exist")
-    if properties.expiration is not None:
-        reason = expiration_error(properties.expiration)
-        if reason:
-            text = b"invalid expiration '%b': %b" % (printable(properties.expiration), reason)
-            return _refuse(ReplyCode.PRECONDITION_FAILED, text)
-    for key, value in ((b"CC", properties.cc), (b"BCC", properties.bcc)):
-        if isinstance(value, str):
-            kind = RABBIT_TYPES[value].encode()
-            text = b'invalid message: {unacceptable_type_in_header,"%b",%b}' % (key, kind)
-            return _refuse(ReplyCode.PRECONDITION_FAILED, text)
-    return None
-
-
-_NUMBER: Final = re.compile(rb"[+-]?[0-9]+")
-MAX_EXPIRATION_MS: Final = 315_360_000_000
-
-
-def expiration_error(value: bytes) -> bytes | None:
-    """Why RabbitMQ refuses an expiration (``rabbit_basic:parse_expiration``), or None."""
-    match = _NUMBER.match(value)
-    if match is None:
-        return b"no_integer"
-    rest = value[match.end() :]
-    if rest:
-        return b'{leftover_string,"%b"}' % rest
-    number = int(match.group())
-    if number < 0:
-        return b"{value_negative,%d}" % number
-    if number > MAX_EXPIRATION_MS:
-        return b"{value_too_large,%d}" % number
-    return None

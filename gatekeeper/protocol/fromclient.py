@@ -32,14 +32,15 @@ from gatekeeper.protocol.checks import (
     QueueDeclared,
     Step,
     access_refused,
+    as_bytes,
     judge,
-    judge_publish,
     no_exchange,
     unimplemented,
 )
 from gatekeeper.protocol.erlang import frame_octets
 from gatekeeper.protocol.frames import BODY, HEADER, METHOD
 from gatekeeper.protocol.layouts import PUBLISH, WITH_CONTENT, Fields, decode, encode
+from gatekeeper.protocol.publishing import judge_publish
 from gatekeeper.protocol.states import (
     CONNECTION_CLOSE_OK,
     MAX_CONTENT,
@@ -128,7 +129,7 @@ class ClientFrames:
             return self._passed(0, payload)
         if ids == (10, 70):
             secret, reason = fields
-            return self._update_secret(_bytes(secret), _bytes(reason))
+            return self._update_secret(as_bytes(secret), as_bytes(reason))
         text = b"unexpected method in connection state running"
         raise AmqpError(ReplyCode.CHANNEL_ERROR, text, *ids)
 
@@ -485,11 +486,6 @@ class ClientFrames:
                 return end
             pos = past
         return pos
-
-
-def _bytes(field: int | bytes) -> bytes:
-    assert isinstance(field, bytes)  # noqa: S101 - the layout says so
-    return field
 
 
 def _ids(payload: bytes) -> tuple[int, int]:

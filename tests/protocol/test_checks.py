@@ -22,10 +22,10 @@ from gatekeeper.protocol.checks import (
     NeedReply,
     Step,
     judge,
-    judge_publish,
 )
 from gatekeeper.protocol.layouts import LAYOUTS, decode
 from gatekeeper.protocol.methods import METHODS
+from gatekeeper.protocol.publishing import judge_publish
 from tests.protocol.dialogue import Dialogue, Policy, call, ids, open_channel
 from tests.support.amqp_codec import (
     encode_header,

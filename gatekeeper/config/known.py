@@ -15,7 +15,6 @@ from importlib.resources import files
 from gatekeeper.config.conf import Key
 from gatekeeper.config.spec import matches
 
-_NO_HTTP = "is not supported yet: the gate has no HTTP API; remove it"
 _NO_CAP = (
     "is not supported yet, and without it there is no such limit; remove it and limit it in the"
     " store (user and virtual host limits) or at the broker"
@@ -48,9 +47,8 @@ REFUSALS: tuple[Refusal, ...] = (
         "is not supported yet; move its settings to this file and remove the key",
     ),
     Refusal("control.**", "is not supported yet; remove it"),
-    Refusal("management.**", _NO_HTTP),
-    Refusal("http_dispatch.**", _NO_HTTP),
-    # RabbitMQ makes no default user where definitions are configured: ignoring them would.
+    # RabbitMQ makes no default user where definitions are configured: ignoring them would. (The
+    # rest of management.* is about an API that the gate does not serve: without effect.)
     *(
         Refusal(pattern, "is not supported yet; use load_definitions")
         for pattern in (
@@ -59,6 +57,7 @@ REFUSALS: tuple[Refusal, ...] = (
             "definitions.https.**",
             "definitions.hashing.**",
             "definitions.tls.**",
+            "management.load_definitions",
         )
     ),
     Refusal(

@@ -303,8 +303,7 @@ REFUSED = [
     ("definitions.local.path = x", "definitions.local.path: " + NOT_YET + "; use load_definitions"),
     ("default_limits.vhosts.1.max_queues = 1", "default_limits.vhosts.1.max_queues: " + NOT_YET),
     ("default_users.x.password = hunter2", "default_users.x.password: " + NOT_YET),
-    ("http_dispatch.auth_backends.1 = ldap", "http_dispatch.auth_backends.1: " + NOT_YET),
-    ("management.tcp.port = 15672", "management.tcp.port: " + NOT_YET),
+    ("management.load_definitions = x", "management.load_definitions: " + NOT_YET + "; use load_definitions"),
     ("log.syslog = true", "log.syslog: " + NOT_YET),
     ("workers = 0", "workers: '0' does not fit"),
     ("workers = 65", "workers: '65' does not fit"),
@@ -375,7 +374,7 @@ def test_the_default_upstream_is_required(tmp_path: Path) -> None:
 
 
 def test_all_errors_come_at_once(tmp_path: Path) -> None:
-    text = "heartbeat = x\nno_such = 1\n\nmanagement.tcp.port = 1\ndefault_pass = encrypted:x\n"
+    text = "heartbeat = x\nno_such = 1\n\nmax_connections = 1\ndefault_pass = encrypted:x\n"
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     places = [line.split(": ")[0] for line in str(caught.value).splitlines()]
@@ -386,6 +385,7 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
     ("text", "warnings"),
     [
         ("vm_memory_high_watermark.relative = 0.5\nmqtt.vhost = /\ncluster_name = x", ["these RabbitMQ settings have no effect in the gate: vm_memory_high_watermark.relative, mqtt.vhost, cluster_name"]),
+        ("management.tcp.port = 15672\nhttp_dispatch.auth_backends.1 = ldap", ["these RabbitMQ settings have no effect in the gate: management.tcp.port, http_dispatch.auth_backends.1"]),
         ("channel_max = 10", ["FILE:4:1: channel_max: was renamed to max_channels_per_connection; use the new name"]),
         ("channel_max = 10\nmax_channels_per_connection = 20", ["FILE:4:1: channel_max: was renamed to max_channels_per_connection; both are set, using max_channels_per_connection"]),
         ("auth_backends.3.authn = internal", ["FILE:4:1: auth_backends.3.authn: given alone, it is used for both .authn and .authz"]),

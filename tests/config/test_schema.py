@@ -129,7 +129,7 @@ SECURITY = re.compile(
 ELSEWHERE = re.compile(
     r"(amqp10_client|amqp_client|auth_cache|auth_http|auth_ldap|auth_oauth2|cluster_formation"
     r"|log\.syslog|mqtt|prometheus|quorum_queue|raft|stomp|stream|tracing|web_mqtt|web_stomp"
-    r"|default_policies|log\.\w+\.rotation|queue_types|vm_memory\w*)\."
+    r"|management|http_dispatch|default_policies|log\.\w+\.rotation|queue_types|vm_memory\w*)\."
 )
 HARMLESS = {
     # Identity from a certificate, and ANONYMOUS: mechanisms that the gate refuses to offer.

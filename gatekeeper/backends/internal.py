@@ -134,8 +134,11 @@ class InternalBackend:
         return Refused(_invalid_credentials(name)) if user is None else _accepted(user)
 
 
+_UNTAGGED: frozenset[str] = frozenset()
+
+
 def _accepted(user: User) -> Accepted:
-    return Accepted(user.name, frozenset(user.tags))
+    return Accepted(user.name, frozenset(user.tags) if user.tags else _UNTAGGED)
 
 
 def _no_permissions(username: bytes, vhost: bytes) -> str:

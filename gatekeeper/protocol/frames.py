@@ -42,6 +42,7 @@ class Channel:
     keys: approved pairs, as raw bytes: exchange short string followed by routing key short
         string, length octets included (so that no two pairs share a spelling).
     last_exchange, last_key: the last hit, compared first.
+    The sets are made when there is something to hold: most channels of most connections idle.
     """
 
     __slots__ = ("exchanges", "expect", "keys", "last_exchange", "last_key", "mode", "remaining")
@@ -50,15 +51,25 @@ class Channel:
         self.mode = 0
         self.expect = METHOD
         self.remaining = 0
-        self.exchanges: set[bytes] = set()
-        self.keys: set[bytes] = set()
+        self.exchanges: set[bytes] | None = None
+        self.keys: set[bytes] | None = None
         self.last_exchange: bytes | None = None
         self.last_key: bytes | None = None
 
+    def approve_exchange(self, name: bytes) -> None:
+        if self.exchanges is None:
+            self.exchanges = set()
+        self.exchanges.add(name)
+
+    def approve_key(self, pair: bytes) -> None:
+        if self.keys is None:
+            self.keys = set()
+        self.keys.add(pair)
+
     def forget(self) -> None:
         """Drop every approval (the policy has changed)."""
-        self.exchanges.clear()
-        self.keys.clear()
+        self.exchanges = None
+        self.keys = None
         self.last_exchange = None
         self.last_key = None
 
@@ -158,10 +169,10 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         if not _same(raw, a, b, channel.last_exchange):
             if not _same(raw, a - 1, c, channel.last_key):
                 name = bytes(raw[a:b])
-                if name in channel.exchanges:
+                if channel.exchanges is not None and name in channel.exchanges:
                     channel.last_exchange = name
                 else:
-                    if not channel.keys:
+                    if channel.keys is None:
                         return pos
                     name = bytes(raw[a - 1 : c])
                     if name not in channel.keys:

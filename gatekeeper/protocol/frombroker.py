@@ -99,6 +99,8 @@ class BrokerFrames:
         if channel.mode == Mode.REFUSING:
             # An earlier operation failed at the broker: that is the client's answer. Our own
             # close will still be answered, which nobody must see.
+            if session.swallow_close_ok is None:
+                session.swallow_close_ok = set()
             session.swallow_close_ok.add(number)
             session.refusal_is_void(channel)
         session.to_client.append(self._close(number, 20, payload))
@@ -111,7 +113,7 @@ class BrokerFrames:
         self, number: int, channel: ChannelState | None, _payload: bytes
     ) -> Outcome:
         session = self._s
-        if number in session.swallow_close_ok:
+        if session.swallow_close_ok is not None and number in session.swallow_close_ok:
             session.swallow_close_ok.discard(number)
             return TAKEN
         if channel is None:

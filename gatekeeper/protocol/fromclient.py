@@ -367,9 +367,9 @@ class ClientFrames:
         _ticket, exchange, key, _bits = content.fields
         if isinstance(exchange, bytes) and isinstance(key, bytes):
             if session.policy.topic_rule(exchange):
-                channel.keys.add(shortstr(exchange) + shortstr(key))
+                channel.approve_key(shortstr(exchange) + shortstr(key))
             else:
-                channel.exchanges.add(exchange)
+                channel.approve_exchange(exchange)
             session.remembered()
         return None
 

@@ -110,7 +110,7 @@ class Session:
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
         self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, context.username)
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
-        self.swallow_close_ok: set[int] = set()
+        self.swallow_close_ok: set[int] | None = None
         self.state = State.RUNNING
         self.error: AmqpError | None = None
         self.broken: str | None = None

@@ -160,7 +160,7 @@ def test_any_bytes_are_dealt_with(scanner: ModuleType, data: bytes) -> None:
     """Neither form raises, passes an incomplete frame or answers an offset out of range."""
     lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
-    channel.exchanges.add(b"ok")
+    channel.approve_exchange(b"ok")
     lane.channels[1] = channel
     for scan in (scanner.scan_client, scanner.scan_broker):
         for start in (0, len(data) // 2):
@@ -180,8 +180,8 @@ def test_both_forms_agree_on_mutated_frames(seed: int, flips: list[tuple[int, in
     for scanner in FORMS:
         lane = scanner.Lane(4096, 1 << 20, b"alice")
         channel = scanner.Channel()
-        channel.exchanges.add(b"ok")
-        channel.keys.add(b"\x01t\x01k")
+        channel.approve_exchange(b"ok")
+        channel.approve_key(b"\x01t\x01k")
         lane.channels[1] = channel
         end = scanner.scan_client(lane, data, 0, len(data))
         ends.append((end, lane.stop, channel.expect, channel.remaining))
@@ -193,7 +193,7 @@ def test_the_fast_lane_needs_every_part_of_the_unit(scanner: ModuleType) -> None
     unit = publish(1)
     lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
-    channel.exchanges.add(b"ok")
+    channel.approve_exchange(b"ok")
     lane.channels[1] = channel
     method = len(call(1, (60, 40), 0, b"ok", b"k", 0))
     header = method + 8 + 15
@@ -214,7 +214,7 @@ def test_headers_with_something_to_judge_leave_the_fast_lane(
     unit = publish(1, properties=struct.pack(">H", flags) + b"\x00\x00")
     lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
-    channel.exchanges.add(b"ok")
+    channel.approve_exchange(b"ok")
     lane.channels[1] = channel
     assert scanner.scan_client(lane, bytearray(unit), 0, len(unit)) == 0
     assert lane.stop == 1
@@ -248,7 +248,7 @@ def test_approved_keys_leave_the_fast_lane_for_cc_and_bcc(
 ) -> None:
     lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
-    channel.keys.add(b"\x01t\x01k")
+    channel.approve_key(b"\x01t\x01k")
     lane.channels[1] = channel
     data = publish(1, b"t", b"k", properties=b"\xa0\x00\x01x" + wire.longstr(table))
     done = scanner.scan_client(lane, bytearray(data), 0, len(data))
@@ -264,7 +264,10 @@ def test_harmless_properties_hold_nothing_to_judge(
     """What the scanner calls harmless, the strict reader must find harmless or malformed."""
     lane = scanner.Lane(131072, 1 << 29, b"alice")
     channel = scanner.Channel()
-    (channel.keys if keyed else channel.exchanges).add(b"\x01t\x01k" if keyed else b"t")
+    if keyed:
+        channel.approve_key(b"\x01t\x01k")
+    else:
+        channel.approve_exchange(b"t")
     lane.channels[1] = channel
     properties = flags.to_bytes(2, "big") + data
     unit = publish(1, b"t", b"k", b"", properties=properties)
@@ -294,7 +297,7 @@ def test_the_users_own_user_id_stays_in_the_fast_lane(
     for name, passes in ((b"alice", True), (b"alicf", False), (b"alic", False), (b"", False)):
         lane = scanner.Lane(131072, 1 << 29, name)
         channel = scanner.Channel()
-        channel.exchanges.add(b"ok")
+        channel.approve_exchange(b"ok")
         lane.channels[1] = channel
         unit = publish(1, properties=flags.to_bytes(2, "big") + rest)
         assert (scanner.scan_client(lane, bytearray(unit), 0, len(unit)) == len(unit)) is passes
@@ -310,7 +313,7 @@ def test_a_pair_has_one_spelling() -> None:
     for scanner in FORMS:
         lane = scanner.Lane(131072, 1 << 29, b"alice")
         channel = scanner.Channel()
-        channel.keys.add(b"\x01a\x02bc")
+        channel.approve_key(b"\x01a\x02bc")
         lane.channels[1] = channel
         data = publish(1, b"ab", b"c")
         assert scanner.scan_client(lane, bytearray(data), 0, len(data)) == 0

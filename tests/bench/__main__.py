@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.bench import machine, measures
+from tests.bench import crowd, machine, measures, streams, trips
 from tests.bench.measures import Measure, Scale
 from tests.bench.report import FORMATS, Results
 from tests.bench.routes import DEFAULT_ROUTES, ROUTES, UPSTREAMS, Route, Upstream
@@ -34,25 +34,41 @@ FULL_ROUNDS, QUICK_ROUNDS = 7, 1
 class Plan:
     """One entry of ``--only``: what to run against which upstream.
 
-    fresh: give every reading a new process (memory: the allocator remembers).
+    fresh: give every reading a new process (memory: the allocator remembers). rounds: the first
+    ones only, where a reading takes long and differs little; 0: all.
     """
 
     group: str
     upstream: str
     measure: Measure
     fresh: bool = False
+    rounds: int = 0
 
 
+SIZES = (16, 64, 1024, 65536)
 PLANS = (
-    Plan("publish", "sink", measures.publish(64)),
-    Plan("publish", "sink", measures.publish(1024)),
-    Plan("deliver", "sink", measures.deliver(64)),
-    Plan("deliver", "sink", measures.deliver(1024)),
-    Plan("confirm", "rabbit", measures.confirm),
+    *(Plan("publish", "sink", streams.publish(streams.plain(size))) for size in SIZES),
+    *(Plan("deliver", "sink", streams.deliver(size)) for size in SIZES),
+    *(Plan("confirms", "sink", streams.publish(streams.confirmed(size))) for size in SIZES),
+    *(Plan("fifty", "sink", streams.publish(streams.fifty(size))) for size in SIZES),
+    *(Plan("fifty", "sink", streams.deliver(size, 50)) for size in SIZES),
+    Plan("topic", "sink", streams.publish(streams.topical(64))),
+    Plan("user-id", "sink", streams.publish(streams.own_name(64))),
+    Plan("slow", "sink", streams.publish_slowly(streams.judged(64))),
+    Plan("tls", "sink", streams.publish(streams.encrypted(1024))),
+    Plan("tls", "sink", measures.handshakes("sink", tls=True)),
+    Plan("confirm", "rabbit", trips.confirm),
+    Plan("declare", "rabbit", trips.declare),
+    Plan("get", "rabbit", trips.get),
+    Plan("fairness", "sink", trips.fairness),
     Plan("end-to-end", "rabbit", measures.end_to_end),
     Plan("handshake", "sink", measures.handshakes("sink")),
     Plan("handshake", "rabbit", measures.handshakes("RabbitMQ")),
-    Plan("idle", "sink", measures.idle, fresh=True),
+    Plan("storm", "sink", crowd.storm("sink")),
+    Plan("storm", "rabbit", crowd.storm("RabbitMQ")),
+    Plan("idle", "sink", crowd.idle, fresh=True, rounds=3),
+    Plan("idle-tls", "sink", crowd.idle_tls, fresh=True, rounds=3),
+    Plan("churn", "sink", crowd.churn, fresh=True, rounds=1),
 )
 GROUPS = tuple(dict.fromkeys(plan.group for plan in PLANS))
 
@@ -151,14 +167,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0: everything was measured; 1: something was left out; 2: nothing could be measured."""
     options = _parser().parse_args(argv)
     scale = measures.QUICK if options.quick else measures.FULL
-    scale = dataclasses.replace(scale, idle=options.idle or scale.idle)
+    scale = dataclasses.replace(
+        scale,
+        idle=options.idle or scale.idle,
+        idle_tls=options.idle or scale.idle_tls,
+        storm=options.storm or scale.storm,
+        churn_seconds=float(options.churn or scale.churn_seconds),
+    )
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else FULL_ROUNDS)
     plans = [plan for plan in PLANS if plan.group in options.only]
     facts = machine.describe()
     results, progress, begin = Results(), Progress(), time.monotonic()
     try:
         # The proxy holds two descriptors a connection, the rest is for everything else.
-        measures.raise_descriptor_limit(2 * scale.idle + 500)
+        measures.raise_descriptor_limit(2 * max(scale.idle, scale.storm) + 500)
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
             lab = Lab(stack, folder, progress)
@@ -187,6 +209,8 @@ def _run(
     for number in range(rounds):
         turn = number % len(routes)
         for plan in plans:
+            if plan.rounds and number >= plan.rounds:
+                continue
             for name in (*routes[turn:], *routes[:turn]):
                 progress.show(f"round {number + 1} of {rounds}: {plan.group}, {name}")
                 for metric, value in lab.read(plan, name, scale):
@@ -215,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--quick", action="store_true", help="a smoke test of about 30 s")
+    parser.add_argument("--quick", action="store_true", help="a smoke test")
     parser.add_argument(
         "--only", type=_choice(GROUPS), default=GROUPS, metavar="A,B", help=",".join(GROUPS)
     )
@@ -228,6 +252,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=_positive, help="default 7, with --quick 1")
     parser.add_argument("--idle", type=_positive, help="idle connections to open")
+    parser.add_argument("--storm", type=_positive, help="clients that log in at once")
+    parser.add_argument("--churn", type=_positive, metavar="SECONDS", help="length of the churn")
     parser.add_argument(
         "--format", type=_choice(tuple(FORMATS)), default=tuple(FORMATS), help="plain,markdown"
     )

@@ -8,7 +8,9 @@ kernel throw arriving bytes away and only adds up how many there were.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
+import threading
 import zlib
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,8 @@ from tests.bench.wire import BenchError
 
 USER = "bench"
 PASSWORD = "bench"
+CIPHER = "TLS_AES_128_GCM_SHA256"
+"""What every TLS route must speak: a ratio of two ciphers would say nothing about proxies."""
 TIMEOUT = 30.0
 """Seconds of silence after which a measurement is given up."""
 
@@ -34,15 +38,62 @@ class RefusedError(BenchError):
         self.code = code
 
 
-class Client:
-    """One logged-in connection. Raises BenchError, or OSError where the socket fails."""
+def start_ok(user: bytes, password: bytes) -> bytes:
+    return wire.method(
+        0,
+        10,
+        11,
+        wire.table({"product": "bench", "capabilities": {"basic.nack": True}})
+        + wire.short(b"PLAIN")
+        + wire.long(b"\x00" + user + b"\x00" + password)
+        + wire.short(b"en_US"),
+    )
 
-    def __init__(self, port: int, user: str = USER, password: str = PASSWORD) -> None:
+
+def tune_ok_open(tune: bytes) -> bytes:
+    """The answer to the payload of a connection.tune, and the opening of the vhost ``/``."""
+    channels, frame_max, _ = _TUNE.unpack_from(tune, 4)
+    return wire.method(0, 10, 31, _TUNE.pack(channels, frame_max, _NO_HEARTBEAT)) + wire.method(
+        0, 10, 40, wire.short(b"/") + b"\x00\x00"
+    )
+
+
+def close_request() -> bytes:
+    return wire.method(0, 10, 50, struct.pack(">H", 200) + wire.short(b"") + b"\0\0\0\0")
+
+
+def _encrypted(sock: socket.socket, tls: ssl.SSLContext) -> ssl.SSLSocket:
+    wrapped = tls.wrap_socket(sock)
+    found = wrapped.cipher()
+    if found is None or found[0] != CIPHER:
+        wrapped.close()
+        raise BenchError(f"expected the cipher {CIPHER}, got {found}")
+    return wrapped
+
+
+class Client:
+    """One logged-in connection. Raises BenchError, or OSError where the socket fails.
+
+    tls: talk TLS, and only with the cipher CIPHER; then bytes cannot be counted.
+    """
+
+    timeout = TIMEOUT
+
+    def __init__(
+        self,
+        port: int,
+        user: str = USER,
+        password: str = PASSWORD,
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._inbox = bytearray()
         self._scratch = memoryview(b"")
-        self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+        self.sock = socket.create_connection(("127.0.0.1", port), timeout=self.timeout)
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                self.sock = _encrypted(self.sock, tls)
             self.server_start = self._log_in(user.encode(), password.encode())
         except BaseException:
             self.sock.close()
@@ -64,29 +115,15 @@ class Client:
     def _log_in(self, user: bytes, password: bytes) -> bytes:
         self.sock.sendall(wire.HEADER)
         start = self._expect(10, 10)
-        response = b"\x00" + user + b"\x00" + password
-        self.sock.sendall(
-            wire.method(
-                0,
-                10,
-                11,
-                wire.table({"product": "bench", "capabilities": {"basic.nack": True}})
-                + wire.short(b"PLAIN")
-                + wire.long(response)
-                + wire.short(b"en_US"),
-            )
-        )
-        channels, frame_max, _ = _TUNE.unpack_from(self._expect(10, 30), 4)
-        self.sock.sendall(
-            wire.method(0, 10, 31, _TUNE.pack(channels, frame_max, _NO_HEARTBEAT))
-            + wire.method(0, 10, 40, wire.short(b"/") + b"\x00\x00")
-        )
+        self.sock.sendall(start_ok(user, password))
+        self.sock.sendall(tune_ok_open(self._expect(10, 30)))
         self._expect(10, 41)
         return start
 
     def close(self) -> None:
         """Say goodbye and wait for the answer; the socket stays for ``__exit__`` to close."""
-        self.call(0, 10, 50, struct.pack(">H", 200) + wire.short(b"") + b"\0\0\0\0", reply=51)
+        self.sock.sendall(close_request())
+        self._expect(10, 51)
 
     def call(
         self, channel: int, class_id: int, method_id: int, arguments: bytes, *, reply: int
@@ -150,18 +187,46 @@ class Client:
         while stream.left:
             stream.advance(self.sock.send(stream.pending()))
 
+    def blast_confirmed(self, unit: bytes, count: int, confirms: int) -> None:
+        """``blast`` while ``confirms`` bytes come back; returns when all of them have come."""
+        failed: list[Exception] = []
+
+        def read() -> None:
+            try:
+                self.count(confirms)
+            except (BenchError, OSError) as error:
+                failed.append(error)
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        self.blast(unit, count)
+        reader.join()
+        if failed:
+            raise BenchError(f"the confirms did not come: {failed[0]}")
+
     def count(self, total: int) -> None:
         """Wait until ``total`` bytes have arrived behind the last answer, and drop them."""
-        taken = min(total, len(self._inbox))
-        del self._inbox[:taken]
-        left = total - taken
-        if left and not self._scratch:
-            self._scratch = memoryview(bytearray(_SCRATCH))
+        left = total
         while left:
-            size = self.sock.recv_into(self._scratch, min(left, _SCRATCH), socket.MSG_TRUNC)
-            if not size:
-                raise BenchError(f"peer gone with {left} of {total} bytes still to come")
-            left -= size
+            left -= self.count_some(left)
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that came with an answer: the socket will not announce them again."""
+        return len(self._inbox)
+
+    def count_some(self, most: int) -> int:
+        """Wait for bytes, drop ``most`` of them at most, and say how many it were."""
+        taken = min(most, len(self._inbox))
+        if taken:
+            del self._inbox[:taken]
+            return taken
+        if not self._scratch:
+            self._scratch = memoryview(bytearray(_SCRATCH))
+        size = self.sock.recv_into(self._scratch, min(most, _SCRATCH), socket.MSG_TRUNC)
+        if not size:
+            raise BenchError(f"peer gone with {most} bytes still to come")
+        return size
 
     def digest(self, total: int) -> int:
         """The CRC-32 of the next ``total`` bytes."""

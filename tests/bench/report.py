@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tests.bench.measures import Metric
 from tests.bench.wire import BenchError
 
-BASELINE = "haproxy"
+BASELINES = ("haproxy", "direct")
 NOTHING = "-"
 
 
@@ -25,16 +25,22 @@ class Results:
         return any(route in values for values in self._rows.values())
 
     def table(self, routes: Sequence[str]) -> list[list[str]]:
-        """Header and rows as text; the last columns are the ratios beside HAProxy."""
-        compared = [name for name in routes if name not in {"direct", BASELINE}]
-        if BASELINE not in routes:
-            compared = []
-        head = ["measure", "unit", *routes, *(f"{name} / {BASELINE}" for name in compared)]
+        """Header and rows as text; the last columns: ratios beside HAProxy and ``direct``."""
+        compared = [
+            (name, base)
+            for base in BASELINES
+            if base in routes
+            for name in routes
+            if name not in BASELINES
+        ]
+        head = ["measure", "unit", *routes, *(f"{name} / {base}" for name, base in compared)]
         rows = [head]
         for metric, values in self._rows.items():
             cells = [_cell(metric, values.get(name, {})) for name in routes]
-            baseline = values.get(BASELINE, {})
-            ratios = [_ratio(metric, values.get(name, {}), baseline) for name in compared]
+            ratios = [
+                _ratio(metric, values.get(name, {}), values.get(base, {}))
+                for name, base in compared
+            ]
             rows.append([metric.title, metric.unit, *cells, *ratios])
         return rows
 

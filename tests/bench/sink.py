@@ -1,11 +1,13 @@
 """A broker that only shakes hands: ``python -m tests.bench.sink --port PORT``.
 
 Strategy: one thread, one epoll set. A connection is parsed frame by frame until it asks, by a
-name, for one of three things; then its bytes are no longer looked at:
+name, for one of four things; then its bytes are no longer looked at:
 
 * ``queue.declare "discard:N"``: the next N bytes are thrown away inside the kernel
   (MSG_TRUNC), not even copied. After them frames are parsed again, so the answer to the
   method that the client sends behind them proves that every byte came through.
+* ``queue.declare "confirm:N:SIZE:EVERY"``: the same, and for every EVERY messages of SIZE bytes
+  among them one basic.ack of all so far goes back on the channel.
 * ``queue.declare "digest:N"``: the same, but the bytes are read and their CRC-32 comes back
   as the message count of the next declare-ok.
 * ``basic.consume`` with the consumer tag ``flood:N:SIZE``: N deliveries of SIZE bytes.
@@ -27,6 +29,8 @@ from tests.bench import wire
 from tests.bench.wire import BenchError
 
 _READ = 4 * 1024 * 1024
+_TURN = 4
+"""Reads in one turn of a connection: the others come to their turn, however fast it sends."""
 _START = wire.method(
     0,
     10,
@@ -71,7 +75,9 @@ _ANSWERS: dict[tuple[int, int], tuple[int, bytes] | None] = {
     (50, 40): (41, b"\x00\x00\x00\x00"),  # queue.delete
     (60, 10): (11, b""),  # basic.qos
     (60, 40): None,  # basic.publish
+    (60, 70): (72, wire.short(b"")),  # basic.get: there is nothing
     (60, 80): None,  # basic.ack
+    (85, 10): (11, b""),  # confirm.select
 }
 
 
@@ -79,15 +85,20 @@ class _Peer:
     """One connection: what it sent and is not parsed yet, what it is owed, and its mode."""
 
     __slots__ = (
+        "acked",
+        "channel",
         "closing",
         "crc",
         "digest",
         "discard",
+        "each",
+        "every",
         "flood",
         "greeted",
         "inbox",
         "outbox",
         "sock",
+        "taken",
     )
 
     def __init__(self, sock: socket.socket) -> None:
@@ -99,6 +110,11 @@ class _Peer:
         self.discard = 0  # bytes still to throw away before frames are parsed again
         self.digest = False
         self.crc = 0
+        self.every = 0  # messages that one ack confirms; 0: none are due
+        self.each = 0  # bytes of one message
+        self.channel = 0
+        self.taken = 0  # bytes of messages that are to be confirmed, so far
+        self.acked = 0  # acks sent for them
         self.flood: wire.Stream | None = None
 
 
@@ -150,7 +166,9 @@ class Sink:
 
     def _read(self, peer: _Peer) -> bool:
         """Read what is there; False once the peer has gone."""
-        while peer.discard and not peer.digest:
+        for _ in range(_TURN):
+            if not peer.discard or peer.digest:
+                break
             try:
                 count = peer.sock.recv_into(
                     self._buffer, min(peer.discard, _READ), socket.MSG_TRUNC
@@ -159,7 +177,9 @@ class Sink:
                 return True
             if not count:
                 return False
-            peer.discard -= count
+            self._took(peer, count)
+        else:
+            return True
         try:
             count = peer.sock.recv_into(self._buffer)
         except BlockingIOError:
@@ -197,7 +217,17 @@ class Sink:
             if peer.digest:
                 peer.crc = zlib.crc32(memoryview(peer.inbox)[:count], peer.crc)
             del peer.inbox[:count]
-            peer.discard -= count
+            self._took(peer, count)
+
+    def _took(self, peer: _Peer, count: int) -> None:
+        peer.discard -= count
+        if not peer.every:
+            return
+        peer.taken += count
+        due = peer.taken // (peer.each * peer.every)
+        while peer.acked < due:
+            peer.acked += 1
+            peer.outbox += wire.ack(peer.channel, peer.acked * peer.every, multiple=True)
 
     def _method(self, peer: _Peer, channel: int, payload: bytes) -> None:
         ids = wire.method_ids(payload)
@@ -234,11 +264,14 @@ class Sink:
         if not payload[offset] & 0b10000:
             counts = struct.pack(">LL", peer.crc, 0)
             peer.outbox += wire.method(channel, 50, 11, wire.short(name) + counts)
-        verb, _, amount = name.partition(b":")
-        if verb in {b"discard", b"digest"}:
-            peer.discard = int(amount)
+        verb, *amounts = name.split(b":")
+        if verb in {b"discard", b"digest", b"confirm"}:
+            peer.discard = int(amounts[0])
             peer.digest = verb == b"digest"
-            peer.crc = 0
+            peer.crc = peer.every = 0
+        if verb == b"confirm":
+            peer.each, peer.every = int(amounts[1]), int(amounts[2])
+            peer.channel, peer.taken, peer.acked = channel, 0, 0
 
     def _consume(self, peer: _Peer, channel: int, payload: bytes) -> None:
         _, offset = wire.read_short(payload, 6)

@@ -27,6 +27,8 @@ ROUTING_KEY = b"bench"
 _FRAME = struct.Struct(">BHL")
 _METHOD_IDS = struct.Struct(">HH")
 _DELIVERY_MODE = 0x1000
+_HEADERS = 0x2000
+_USER_ID = 0x0010
 _TRANSIENT = b"\x01"
 
 
@@ -86,10 +88,26 @@ def split(inbox: bytearray) -> Iterator[tuple[int, int, bytes]]:
         yield kind, channel, payload
 
 
-def publish(channel: int, size: int, exchange: bytes = EXCHANGE, key: bytes = ROUTING_KEY) -> bytes:
-    """One basic.publish unit: method, content header and a body of ``size`` bytes."""
+def publish(
+    channel: int,
+    size: int,
+    exchange: bytes = EXCHANGE,
+    key: bytes = ROUTING_KEY,
+    *,
+    headers: dict[str, object] | None = None,
+    user_id: bytes = b"",
+) -> bytes:
+    """One basic.publish unit: method, content header and a body of ``size`` bytes.
+
+    headers, user_id: properties of the message; absent where empty.
+    """
     arguments = b"\x00\x00" + short(exchange) + short(key) + b"\x00"
-    return method(channel, 60, 40, arguments) + _content(channel, size)
+    return method(channel, 60, 40, arguments) + _content(channel, size, headers, user_id)
+
+
+def ack(channel: int, tag: int, *, multiple: bool = False) -> bytes:
+    """A basic.ack frame, as a broker confirms with."""
+    return method(channel, 60, 80, struct.pack(">QB", tag, multiple))
 
 
 def deliver(
@@ -100,11 +118,16 @@ def deliver(
     return method(channel, 60, 60, arguments) + _content(channel, size)
 
 
-def _content(channel: int, size: int) -> bytes:
+def _content(
+    channel: int, size: int, headers: dict[str, object] | None = None, user_id: bytes = b""
+) -> bytes:
     # The body holds every octet value, the frame end among them: a proxy that looks for
     # frame ends instead of counting would lose its way and the byte count would tell.
     body = (bytes(range(256)) * (size // 256 + 1))[:size]
-    properties = struct.pack(">HHQH", 60, 0, size, _DELIVERY_MODE) + _TRANSIENT
+    flags = _DELIVERY_MODE | (_HEADERS if headers else 0) | (_USER_ID if user_id else 0)
+    properties = struct.pack(">HHQH", 60, 0, size, flags)
+    properties += (table(headers) if headers else b"") + _TRANSIENT
+    properties += short(user_id) if user_id else b""
     return frame(CONTENT_HEADER, channel, properties) + frame(BODY, channel, body)
 
 

@@ -26,7 +26,7 @@ from gatekeeper.protocol.checks import ChannelView, Step
 from gatekeeper.protocol.frames import Channel
 from gatekeeper.protocol.layouts import Fields
 
-MAX_REMEMBERED = 16_384
+MAX_REMEMBERED = 32_768
 """Permissions that one connection remembers on all its channels; when full all are forgotten."""
 
 _NOTHING: frozenset[Check] = frozenset()
@@ -157,10 +157,14 @@ class ChannelState(Channel):
         self.forget()
         self.allowed = _NOTHING
 
-    def allow(self, check: Check) -> None:
+    def allow(self, check: Check) -> bool:
+        """Remember that it was granted; False if that was known."""
+        if check in self.allowed:
+            return False
         if not isinstance(self.allowed, set):
             self.allowed = set()
         self.allowed.add(check)
+        return True
 
     def change(self, pending: PendingExchange, queue: Fifo[PendingExchange]) -> None:
         """The broker was sent something that may change what the exchange is."""

@@ -13,8 +13,8 @@ cdef class Channel:
     cdef public set keys
     cdef public bytes last_exchange
     cdef public bytes last_key
-    cpdef approve_exchange(self, bytes name)
-    cpdef approve_key(self, bytes pair)
+    cpdef bint approve_exchange(self, bytes name)
+    cpdef bint approve_key(self, bytes pair)
     cpdef forget(self)
 
 cdef class Lane:

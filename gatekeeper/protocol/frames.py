@@ -56,15 +56,20 @@ class Channel:
         self.last_exchange: bytes | None = None
         self.last_key: bytes | None = None
 
-    def approve_exchange(self, name: bytes) -> None:
+    def approve_exchange(self, name: bytes) -> bool:
+        """False if it was approved already; so :meth:`approve_key`."""
         if self.exchanges is None:
             self.exchanges = set()
+        known = name in self.exchanges
         self.exchanges.add(name)
+        return not known
 
-    def approve_key(self, pair: bytes) -> None:
+    def approve_key(self, pair: bytes) -> bool:
         if self.keys is None:
             self.keys = set()
+        known = pair in self.keys
         self.keys.add(pair)
+        return not known
 
     def forget(self) -> None:
         """Drop every approval (the policy has changed)."""
@@ -168,13 +173,13 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         keyed = False
         if not _same(raw, a, b, channel.last_exchange):
             if not _same(raw, a - 1, c, channel.last_key):
-                name = bytes(raw[a:b])
+                name = b"" + raw[a:b]  # bytes in either form; compiled, without a call
                 if channel.exchanges is not None and name in channel.exchanges:
                     channel.last_exchange = name
                 else:
                     if channel.keys is None:
                         return pos
-                    name = bytes(raw[a - 1 : c])
+                    name = b"" + raw[a - 1 : c]
                     if name not in channel.keys:
                         return pos
                     channel.last_key = name

@@ -367,10 +367,11 @@ class ClientFrames:
         _ticket, exchange, key, _bits = content.fields
         if isinstance(exchange, bytes) and isinstance(key, bytes):
             if session.policy.topic_rule(exchange):
-                channel.approve_key(shortstr(exchange) + shortstr(key))
+                new = channel.approve_key(shortstr(exchange) + shortstr(key))
             else:
-                channel.approve_exchange(exchange)
-            session.remembered()
+                new = channel.approve_exchange(exchange)
+            if new:
+                session.remembered()
         return None
 
     # --- decisions ---
@@ -395,8 +396,9 @@ class ClientFrames:
                 if decision is None:
                     raise Pending
                 if decision.allowed:
-                    channel.allow(check)
-                    self._s.remembered()
+                    # A publish's keys are remembered once, with their exchange, for the scanner.
+                    if not isinstance(check, TopicAccess) and channel.allow(check):
+                        self._s.remembered()
                     steps.popleft()
                     continue
                 if decision.crashed:

@@ -17,6 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 BUFFER_SIZE = 256 * 1024
+TURN = 8
+"""Full buffers that one peer is read in one go, then the others have their turn. libuv reads 32
+times while a peer sends as fast as it is read, and everybody else waits for those 8 MiB (measured:
+tests/bench/README.md, fairness)."""
 INBOX_LIMIT = 64 * 1024
 """Bytes that may wait unread during a handshake before reading stops."""
 WRITE_HIGH, WRITE_LOW = 512 * 1024, 128 * 1024
@@ -52,6 +56,7 @@ class Endpoint(asyncio.BufferedProtocol):
         "_buffer",
         "_consumer",
         "_fd",
+        "_full",
         "_held",
         "_inbox",
         "_paused",
@@ -75,6 +80,7 @@ class Endpoint(asyncio.BufferedProtocol):
         self._consumer: Consumer | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._fd = -1
+        self._full = 0
         self._held = 0
         self._paused = False
         self.ready = ready
@@ -113,7 +119,17 @@ class Endpoint(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         buffer = self._private or self._buffer
         if self._consumer is not None:
-            self._feed(buffer, len(self._tail) + nbytes)
+            end = len(self._tail) + nbytes
+            full = end == len(buffer.data)
+            self._feed(buffer, end)
+            if not full:
+                self._full = 0
+                return
+            self._full += 1
+            if self._full >= TURN:
+                self._full = 0
+                self.hold(HOLD_TURN)
+                asyncio.get_running_loop().call_soon(self.release, HOLD_TURN)
             return
         self._inbox += buffer.view[:nbytes]
         if len(self._inbox) >= INBOX_LIMIT:
@@ -263,3 +279,4 @@ HOLD_STALLED = 2  # the next frame waits for an answer
 HOLD_PRESSURE = 4  # the other side takes no more
 HOLD_CLOSED = 8  # nothing more will be read
 HOLD_UNREAD = 16  # the peer does not read the gate's own answers
+HOLD_TURN = 32  # the others first

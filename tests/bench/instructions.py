@@ -90,8 +90,10 @@ def work(case: Case, times: int) -> None:
     """Scan it ``times`` over. Raises BenchError where the scanner does not come to the end."""
     lane = Lane(131072, 1 << 29, b"bench")
     channel = lane.channels[1] = Channel()
-    channel.exchanges |= case.exchanges
-    channel.keys |= case.keys
+    for name in case.exchanges:
+        channel.approve_exchange(name)
+    for pair in case.keys:
+        channel.approve_key(pair)
     data = bytearray(case.data)
     for _ in range(times):
         if case.scan(lane, data, 0, len(data)) != len(data):

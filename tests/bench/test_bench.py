@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from tests.bench import crowd, measures, streams, trips, wire
+from tests.bench import crowd, instructions, measures, streams, trips, wire
 from tests.bench.__main__ import main
 from tests.bench.client import Client, RefusedError
 from tests.bench.measures import Metric, Scale
@@ -65,6 +68,80 @@ def test_units_are_amqp(size: int) -> None:
         assert parsed[1].body_size == size
         assert parsed[1].properties.delivery_mode == 1
         assert len(unit) - at == size + 8
+
+
+def test_units_carry_their_properties() -> None:
+    unit = wire.publish(1, 64, headers={"CC": ["k.b"]}, user_id=b"bench")
+    used, _, _ = frame.unmarshal(unit)
+    _, _, header = frame.unmarshal(unit[used:])
+    assert isinstance(header, ContentHeader)
+    assert header.properties.headers == {"CC": ["k.b"]}
+    assert header.properties.user_id == "bench"
+    assert header.properties.delivery_mode == 1
+    used, _, ack = frame.unmarshal(wire.ack(1, 300, multiple=True))
+    assert isinstance(ack, commands.Basic.Ack)
+    assert (ack.delivery_tag, ack.multiple) == (300, True)
+
+
+def test_the_topic_stream_has_each_key_once() -> None:
+    unit, keys = streams.topical(16, 30).unit, set()
+    while unit:
+        used, _, value = frame.unmarshal(unit)
+        unit = unit[used:]
+        if isinstance(value, commands.Basic.Publish):
+            keys.add(value.routing_key)
+    assert keys == {f"k.{n}" for n in range(30)}
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_sink_confirms_what_has_come(broker: Upstream, every: int) -> None:
+    unit = wire.publish(1, 64)
+    with Client(broker.port) as client:
+        client.open_channel()
+        client.confirm_select()
+        client.declare_queue(b"confirm:%d:%d:%d" % (7 * len(unit), len(unit), every))
+        acks = [wire.ack(1, tag, multiple=True) for tag in range(every, 8, every)]
+        client.blast(unit, 7)
+        assert client.digest(sum(map(len, acks))) == zlib.crc32(b"".join(acks))
+        client.declare_queue(b"arrived")
+
+
+def test_a_round_trip_takes_one_answer_only(broker: Upstream) -> None:
+    with Client(broker.port) as client:
+        client.open_channel()
+        get = wire.method(1, 60, 70, b"\0\0" + wire.short(b"q") + b"\x01")
+        assert trips.round_trip(client, get, (60, 72)) > 0
+        with pytest.raises(BenchError, match="expected the method"):
+            trips.round_trip(client, get, (60, 71))
+        with pytest.raises(BenchError, match="alone"):
+            trips.round_trip(client, get + get, (60, 72))
+
+
+def test_who_is_not_let_in_is_counted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    inside, times, failed = crowd.rush(port, 3)
+    assert (inside, times, failed) == ([], [], 3)
+
+
+@pytest.mark.parametrize("name", instructions.CASES)
+def test_the_scanner_lets_every_case_pass(name: str) -> None:
+    case = instructions.CASES[name]
+    instructions.work(case, 1)
+    assert case.messages * 64 < len(case.data) <= instructions.BUFFER
+
+
+def test_instructions_are_not_counted_where_the_scanner_stops() -> None:
+    case = replace(instructions.approved_exchange(64), exchanges=frozenset())
+    with pytest.raises(BenchError, match="does not let all"):
+        instructions.work(case, 1)
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_instructions_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert instructions.main(["deliver 64 B"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert float(line.split()[-2]) > 100
 
 
 def test_split_takes_whole_frames_only() -> None:
@@ -153,7 +230,7 @@ def test_measures_give_figures(route: Route, measure: measures.Measure) -> None:
     refused = {metric: value for metric, value in readings.items() if "not let in" in metric.title}
     assert not any(refused.values())
     assert all(value > 0 for metric, value in readings.items() if metric not in refused)
-    if route.meter is not None and not refused:
+    if route.meter is not None and not refused and measure is not trips.fairness:
         assert any("CPU" in metric.title or "RSS" in metric.title for metric in readings)
 
 

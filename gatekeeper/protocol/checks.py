@@ -5,6 +5,9 @@ order, what to forward, and what to remember. It knows nothing of users or rules
 ``policy/``) and nothing of frames. A method that is not in ``TABLE`` is refused, so nothing can
 fall through.
 
+One file, although a long one, because it is one table with what fills it: whoever asks what a
+method needs should find every method in one place.
+
 Source: ``shared/facts/semantics.md`` section 2 (RabbitMQ 4.3.5, ``rabbit_channel.erl``). What
 the gate cannot know is asked on the stricter side and said in the README: permissions on an
 alternate or dead-letter exchange are asked although the entity may already exist.

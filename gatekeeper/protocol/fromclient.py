@@ -2,7 +2,8 @@
 
 Three layers, in RabbitMQ's order: is it a frame (501, 505), does it fit the channel's content
 state (505, 501), may the method be done in the channel's mode (504, 503, dropped), and only
-then the permissions. Source: semantics.md 1.9, 1.12, 1.13 and section 2.
+then the permissions. The layers stay in one file because they share a channel's state from
+frame to frame. Source: semantics.md 1.9, 1.12, 1.13 and section 2.
 """
 
 from __future__ import annotations

@@ -183,7 +183,7 @@ def close() -> None:
 
 
 def get_logger(category: str) -> Logger:
-    """The logger of a category: ``default``, ``connection``, ``channel`` or ``user``.
+    """The logger of a category: ``default``, ``connection``, ``channel``, ``user`` or ``audit``.
 
     Call it after :func:`configure`; without, lines go to the console as by default.
     """

@@ -30,7 +30,7 @@ from gatekeeper.config.typed import Problems, Typed
 from gatekeeper.config.upstreams import upstreams
 from gatekeeper.model import Secret
 
-_CATEGORIES = ("connection", "channel", "user")
+_CATEGORIES = ("connection", "channel", "user", "audit")
 _PERMISSIONS = ("configure", "write", "read")
 
 

@@ -561,6 +561,13 @@ SECTIONS: tuple[Section, ...] = (
                 example="info",
             ),
             row(
+                "log.audit.level",
+                _LEVEL,
+                None,
+                "Level of what administrators do, and of what they may not (`warning`).",
+                example="info",
+            ),
+            row(
                 "log.console",
                 _BOOLEAN,
                 "true",

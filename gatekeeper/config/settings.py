@@ -176,8 +176,8 @@ class LogSettings:
     else the output's, else ``log.default.level``.
 
     console_level, file_level: of every category that is not in ``levels``; resolved.
-    levels: category (``connection``, ``channel``, ``user``) to its own level, only where one
-        is set; ``default`` is always there.
+    levels: category (``connection``, ``channel``, ``user``, ``audit``) to its own level, only
+        where one is set; ``default`` is always there.
     """
 
     console: bool = True

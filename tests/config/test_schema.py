@@ -26,7 +26,10 @@ from gatekeeper.config.spec import matches
 ROOT = Path(__file__).parents[2]
 ANNOTATED = ROOT / "config" / "gatekeeper.annotated.conf"
 ENVIRON = {"GATEKEEPER_UPSTREAM_PASSWORD": "hunter2"}
-OWN = re.compile(r"upstreams\.|store\.url|workers|drain_timeout|config_entry_decoder\.")
+OWN = re.compile(
+    r"upstreams\.|store\.url|workers|drain_timeout|config_entry_decoder\.|log\.audit\.|control\."
+    r"|gatekeeper\."
+)
 ALIASES = {"channel_max"}
 
 

@@ -81,6 +81,18 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthUser:
+    """A user as one authorisation backend sees it (RabbitMQ's ``#auth_user``).
+
+    tags: those of all backends together. state: the backend's own, from the login.
+    """
+
+    username: bytes
+    tags: frozenset[str] = frozenset()
+    state: object = None
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """May the user configure, write or read this queue or exchange?
 

@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import structlog
 
 from gatekeeper.errors import StoreError
-from gatekeeper.model import Credentials, Kind, Peer, Permission, Variables
+from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
 from gatekeeper.policy.permissions import check_resource, check_topic
 from gatekeeper.policy.ports import Accepted, Failed, LoginAnswer, Refused, Verdict
 from gatekeeper.store import passwords
@@ -87,36 +87,36 @@ class InternalBackend:
         return self._existing(username)
 
     @_unreadable(_NO_ACCESS)
-    def vhost_access(self, username: bytes, state: object, vhost: bytes, peer: Peer) -> Verdict:
+    def vhost_access(self, user: AuthUser, vhost: bytes, peer: Peer) -> Verdict:
         """A permission record is access, even one of three empty patterns."""
-        if self._store.permissions(username, vhost) is None:
-            return Verdict(False, _no_permissions(username, vhost))
-        return Verdict(True, f"user '{shown(username)}' has permissions in vhost '{shown(vhost)}'")
+        if self._store.permissions(user.username, vhost) is None:
+            return Verdict(False, _no_permissions(user.username, vhost))
+        return Verdict(
+            True, f"user '{shown(user.username)}' has permissions in vhost '{shown(vhost)}'"
+        )
 
     @_unreadable(_NO_ACCESS)
     def resource_access(
         self,
-        username: bytes,
-        state: object,
+        user: AuthUser,
         vhost: bytes,
         kind: Kind,
         name: bytes,
         permission: Permission,
     ) -> Verdict:
-        permissions = self._store.permissions(username, vhost)
+        permissions = self._store.permissions(user.username, vhost)
         if permissions is None:
-            return Verdict(False, _no_permissions(username, vhost))
+            return Verdict(False, _no_permissions(user.username, vhost))
         return check_resource(permissions, permission, name)
 
     @_unreadable(True)  # the check itself says what is wrong
-    def topic_rule(self, username: bytes, state: object, vhost: bytes, exchange: bytes) -> bool:
-        return self._store.topic_permissions(username, vhost, exchange) is not None
+    def topic_rule(self, user: AuthUser, vhost: bytes, exchange: bytes) -> bool:
+        return self._store.topic_permissions(user.username, vhost, exchange) is not None
 
     @_unreadable(_NO_ACCESS)
     def topic_access(
         self,
-        username: bytes,
-        state: object,
+        user: AuthUser,
         vhost: bytes,
         exchange: bytes,
         routing_key: bytes,
@@ -124,7 +124,7 @@ class InternalBackend:
         variables: Variables,
     ) -> Verdict:
         """Without a record for this exchange every routing key is allowed."""
-        permissions = self._store.topic_permissions(username, vhost, exchange)
+        permissions = self._store.topic_permissions(user.username, vhost, exchange)
         if permissions is None:
             return Verdict(True, "no topic permissions are set on this exchange")
         return check_topic(permissions, permission, routing_key, variables)

@@ -20,6 +20,7 @@ from gatekeeper.model import (
     DEFAULT_EXCHANGE_ALIAS,
     Access,
     AnyAccess,
+    AuthUser,
     Check,
     Credentials,
     Decision,
@@ -45,7 +46,7 @@ DEFAULT_LOOPBACK_USERS = frozenset({b"guest"})
 _ANY_ORDER = (Permission.READ, Permission.WRITE, Permission.CONFIGURE)
 
 _T = TypeVar("_T")
-_Ask = Callable[[AuthzBackend, object], Verdict | Awaitable[Verdict]]
+_Ask = Callable[[AuthzBackend, AuthUser], Verdict | Awaitable[Verdict]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ class Engine:
         return await _settled(
             self._every(
                 identity,
-                lambda backend, state: backend.vhost_access(identity.username, state, vhost, peer),
+                lambda backend, user: backend.vhost_access(user, vhost, peer),
             )
         )
 
@@ -220,7 +221,7 @@ class Engine:
             return False
         for name, state in identity.grants:
             try:
-                if self._authz[name].topic_rule(identity.username, state, vhost, exchange):
+                if self._authz[name].topic_rule(_user(identity, state), vhost, exchange):
                     return True
             except Exception:  # noqa: BLE001 - the check itself will report what is wrong
                 return True
@@ -233,9 +234,7 @@ class Engine:
             name = DEFAULT_EXCHANGE_ALIAS
         return self._every(
             identity,
-            lambda backend, state: backend.resource_access(
-                identity.username, state, vhost, kind, name, permission
-            ),
+            lambda backend, user: backend.resource_access(user, vhost, kind, name, permission),
         )
 
     def _any(
@@ -293,31 +292,29 @@ class Engine:
         variables = {"username": identity.username, "vhost": vhost}
         return self._every(
             identity,
-            lambda backend, state: backend.topic_access(
-                identity.username,
-                state,
-                vhost,
-                check.exchange,
-                check.routing_key,
-                check.permission,
-                variables,
+            lambda backend, user: backend.topic_access(
+                user, vhost, check.exchange, check.routing_key, check.permission, variables
             ),
         )
 
     def _every(self, identity: Identity, ask: _Ask) -> Decision | Awaitable[Decision]:
         """Ask the user's backends in order; the first that does not allow decides."""
-        return self._every_of(identity.grants, ask, _NO_BACKEND)
+        return self._every_of(identity, identity.grants, ask, _NO_BACKEND)
 
     def _every_of(
-        self, grants: tuple[tuple[str, object], ...], ask: _Ask, decision: Decision
+        self,
+        identity: Identity,
+        grants: tuple[tuple[str, object], ...],
+        ask: _Ask,
+        decision: Decision,
     ) -> Decision | Awaitable[Decision]:
         for at, (name, state) in enumerate(grants, 1):
             try:
-                answer = ask(self._authz[name], state)
+                answer = ask(self._authz[name], _user(identity, state))
             except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
                 return _crash(name, error)
             if isinstance(answer, Awaitable):
-                return self._every_later(answer, name, grants[at:], ask)
+                return self._every_later(answer, name, identity, grants[at:], ask)
             decision = _decision(name, answer)
             if not decision.allowed:
                 break
@@ -327,6 +324,7 @@ class Engine:
         self,
         pending: Awaitable[Verdict],
         name: str,
+        identity: Identity,
         grants: tuple[tuple[str, object], ...],
         ask: _Ask,
     ) -> Decision:
@@ -337,7 +335,7 @@ class Engine:
         decision = _decision(name, answer)
         if not decision.allowed:
             return decision
-        return await _settled(self._every_of(grants, ask, decision))
+        return await _settled(self._every_of(identity, grants, ask, decision))
 
 
 _NO_BACKEND = Decision(False, "the user has no authorisation backend")
@@ -347,6 +345,10 @@ _NOT_A_TOPIC = Decision(True, "not a topic exchange: topic permissions do not ap
 
 async def _settled(answer: _T | Awaitable[_T]) -> _T:
     return await answer if isinstance(answer, Awaitable) else answer
+
+
+def _user(identity: Identity, state: object) -> AuthUser:
+    return AuthUser(identity.username, identity.tags, state)
 
 
 def _accepted(answer: object, backend: str, doing: str, username: bytes) -> Accepted | LoginRefused:

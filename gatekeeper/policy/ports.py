@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gatekeeper.model import Credentials, Kind, Peer, Permission, Variables
+from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,12 @@ class AuthzBackend(Protocol):
         """May this user, whom another backend authenticated, log in? Its tags are added."""
 
     def vhost_access(
-        self, username: bytes, state: object, vhost: bytes, peer: Peer
+        self, user: AuthUser, vhost: bytes, peer: Peer
     ) -> Verdict | Awaitable[Verdict]: ...
 
     def resource_access(
         self,
-        username: bytes,
-        state: object,
+        user: AuthUser,
         vhost: bytes,
         kind: Kind,
         name: bytes,
@@ -90,13 +89,12 @@ class AuthzBackend(Protocol):
     ) -> Verdict | Awaitable[Verdict]:
         """``name`` is already ``amq.default`` where the default exchange was meant."""
 
-    def topic_rule(self, username: bytes, state: object, vhost: bytes, exchange: bytes) -> bool:
+    def topic_rule(self, user: AuthUser, vhost: bytes, exchange: bytes) -> bool:
         """Could :meth:`topic_access` refuse anything here? False spares the exchange type."""
 
     def topic_access(
         self,
-        username: bytes,
-        state: object,
+        user: AuthUser,
         vhost: bytes,
         exchange: bytes,
         routing_key: bytes,

@@ -10,6 +10,7 @@ from gatekeeper.backends.internal import InternalBackend
 from gatekeeper.model import (
     Access,
     AnyAccess,
+    AuthUser,
     Credentials,
     Decision,
     Identity,
@@ -180,7 +181,7 @@ def test_topic_access(store: Store, engine: Engine) -> None:
 
 def test_topic_access_of_the_backend_alone(backend: InternalBackend) -> None:
     """The record may go between the question of the rule and the check."""
-    assert backend.topic_access(b"U", None, b"/", b"x", b"k", WRITE, {}).allowed
+    assert backend.topic_access(AuthUser(b"U"), b"/", b"x", b"k", WRITE, {}).allowed
 
 
 def test_revocation_is_immediate(store: Store, engine: Engine) -> None:
@@ -219,7 +220,7 @@ def test_a_store_that_cannot_be_read_refuses(
         backend.authorize_login(b"U", login, PEER),
     ):
         assert answer == Failed("the user database cannot be read")
-    where = (b"U", None, b"/")
+    where = (AuthUser(b"U"), b"/")
     for verdict in (
         backend.vhost_access(*where, PEER),
         backend.resource_access(*where, Kind.QUEUE, b"q", Permission.WRITE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
-from gatekeeper.model import Credentials, Kind, Peer, Permission, Secret, Variables
+from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret, Variables
 from gatekeeper.policy.ports import Accepted, Verdict
 
 PEER = Peer("10.0.0.9", 40000)
@@ -54,23 +54,22 @@ class FakeBackend:
         self.asked.append(("authorize", username))
         return answered(self.authorization, later=self.later)
 
-    def vhost_access(self, username: bytes, state: object, vhost: bytes, peer: Peer):  # type: ignore[no-untyped-def]
-        self.asked.append(("vhost", username, state, vhost))
+    def vhost_access(self, user: AuthUser, vhost: bytes, peer: Peer):  # type: ignore[no-untyped-def]
+        self.asked.append(("vhost", user.username, user.state, vhost))
         return answered(self.vhost, later=self.later)
 
     def resource_access(  # type: ignore[no-untyped-def]
         self,
-        username: bytes,
-        state: object,
+        user: AuthUser,
         vhost: bytes,
         kind: Kind,
         name: bytes,
         permission: Permission,
     ):
-        self.asked.append(("resource", username, state, vhost, kind, name, permission))
+        self.asked.append(("resource", user.username, user.state, vhost, kind, name, permission))
         return answered(self.access.get(permission, self.default), later=self.later)
 
-    def topic_rule(self, username: bytes, state: object, vhost: bytes, exchange: bytes) -> bool:
+    def topic_rule(self, user: AuthUser, vhost: bytes, exchange: bytes) -> bool:
         self.asked.append(("rule", exchange))
         if isinstance(self.rule, Exception):
             raise self.rule
@@ -78,8 +77,7 @@ class FakeBackend:
 
     def topic_access(  # type: ignore[no-untyped-def]
         self,
-        username: bytes,
-        state: object,
+        user: AuthUser,
         vhost: bytes,
         exchange: bytes,
         routing_key: bytes,

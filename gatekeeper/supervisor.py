@@ -42,7 +42,7 @@ from gatekeeper.server.nursery import ForkError, Nursery, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
 from gatekeeper.server.shared import ConnectionNumbers, Place
 from gatekeeper.server.tasks import Owner
-from gatekeeper.server.tls import client_context, server_context
+from gatekeeper.tls import client_context, server_context
 from gatekeeper.store.records import StoreEvent
 from gatekeeper.store.store import Store
 
@@ -92,7 +92,7 @@ def _check_tls(settings: Settings) -> None:
         server_context(settings.tls)
     for upstream in settings.upstreams.values():
         if upstream.tls is not None:
-            client_context(upstream.tls, upstream.name)
+            client_context(upstream.tls, f"upstreams.{upstream.name}.ssl_options")
 
 
 def _work(

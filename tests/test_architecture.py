@@ -24,7 +24,7 @@ LINES: tuple[frozenset[str], ...] = (
     frozenset({"protocol"}),
     frozenset({"policy"}),
     frozenset({"config"}),
-    frozenset({"logs", "store"}),
+    frozenset({"logs", "store", "tls"}),
     frozenset({"backends"}),
     frozenset({"server"}),
     frozenset({"admin"}),

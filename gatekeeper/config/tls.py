@@ -82,14 +82,27 @@ def client_tls(
                 f" {format_key(('upstreams', upstream, 'ssl'))} = true or remove it",
             )
         return None
+    return _client(options, problems, warnings)
+
+
+def client_options(
+    typed: Typed, prefix: str, problems: Problems, warnings: list[str]
+) -> ClientTls | None:
+    """``PREFIX.*`` towards a server that is not a broker; None where no option is set."""
+    options = _Options(typed, prefix + ".", ())
+    return _client(options, problems, warnings) if options.any_set() else None
+
+
+def _client(options: _Options, problems: Problems, warnings: list[str]) -> ClientTls:
+    typed, free = options.typed, options.free
     options.check_pair(problems)
     versions = options.versions(problems)
-    sni = typed.optional(options.prefix + "sni", str, upstream)
+    sni = typed.optional(options.prefix + "sni", str, *free)
     return ClientTls(
         cacertfile=options.path("cacertfile"),
         certfile=options.path("certfile"),
         keyfile=options.path("keyfile"),
-        password=typed.optional(options.prefix + "password", Secret, upstream),
+        password=typed.optional(options.prefix + "password", Secret, *free),
         verify_peer=options.verify(),
         sni="" if sni == _NONE else sni,
         depth=options.depth(warnings),

@@ -24,7 +24,7 @@ from gatekeeper.server.proxy_protocol import (
     parse,
 )
 from gatekeeper.server.tasks import Owner
-from gatekeeper.server.tls import server_context
+from gatekeeper.tls import server_context
 
 Accept = Callable[[Endpoint, Peer, int], None]
 """Takes a connected client: its endpoint, its address, and the connection's number."""

@@ -23,7 +23,7 @@ from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, T
 from gatekeeper.protocol.upstream import UpstreamHandshake, upstream_properties
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.proxy_protocol import build
-from gatekeeper.server.tls import client_context
+from gatekeeper.tls import client_context
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach one server of an upstream."""
@@ -91,7 +91,9 @@ class UpstreamLink:
         self.settings = settings
         self.facts: BrokerFacts | None = None
         self._buffer = buffer
-        self._tls = None if settings.tls is None else client_context(settings.tls, settings.name)
+        self._tls = None
+        if settings.tls is not None:
+            self._tls = client_context(settings.tls, f"upstreams.{settings.name}.ssl_options")
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.learned = asyncio.Event()
         self._stale = asyncio.Event()

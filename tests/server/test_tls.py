@@ -12,7 +12,7 @@ import trustme
 from gatekeeper.config.settings import ClientTls, ServerTls
 from gatekeeper.errors import ConfigError
 from gatekeeper.model import Secret
-from gatekeeper.server.tls import client_context, server_context
+from gatekeeper.tls import client_context, server_context
 from tests.server.local import gate
 from tests.server.peers import FakeBroker
 from tests.support.amqp import LostError, RefusedError
@@ -209,10 +209,10 @@ def test_options_reach_the_context(tls_files: TlsFiles) -> None:
 
 
 def test_the_systems_authorities_are_the_default_for_brokers() -> None:
-    context = client_context(ClientTls(), "default")
+    context = client_context(ClientTls(), "x.ssl_options")
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert context.check_hostname
-    lax = client_context(ClientTls(verify_peer=False), "default")
+    lax = client_context(ClientTls(verify_peer=False), "x.ssl_options")
     assert (lax.verify_mode, lax.check_hostname) == (ssl.CERT_NONE, False)
 
 
@@ -255,4 +255,4 @@ def test_mistakes_are_one_line_that_names_the_key(tls_files: TlsFiles, tmp_path:
         assert "wr0ng" not in text
     bad = ClientTls(cacertfile=empty)
     with pytest.raises(ConfigError, match=r"^upstreams\.east\.ssl_options\.cacertfile "):
-        client_context(bad, "east")
+        client_context(bad, "upstreams.east.ssl_options")

@@ -1,4 +1,4 @@
-"""TLS contexts from RabbitMQ's ssl_options, for listeners and for brokers."""
+"""TLS contexts from RabbitMQ's ssl_options, for listeners, and for brokers and backends."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def server_context(tls: ServerTls) -> ssl.SSLContext:
     return context
 
 
-def client_context(tls: ClientTls, name: str) -> ssl.SSLContext:
-    """For connections to the brokers of upstream ``name``. Raises ConfigError."""
-    prefix = f"upstreams.{name}.ssl_options"
+def client_context(tls: ClientTls, prefix: str) -> ssl.SSLContext:
+    """For connections to brokers and backends; ``prefix``: of the options' names, without the
+    last dot. Raises ConfigError, naming the key, where a file cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

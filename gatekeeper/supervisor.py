@@ -42,9 +42,9 @@ from gatekeeper.server.nursery import ForkError, Nursery, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
 from gatekeeper.server.shared import ConnectionNumbers, Place
 from gatekeeper.server.tasks import Owner
-from gatekeeper.tls import client_context, server_context
 from gatekeeper.store.records import StoreEvent
 from gatekeeper.store.store import Store
+from gatekeeper.tls import client_context, server_context
 
 PAUSE_FIRST, PAUSE_MAX = 0.1, 10.0
 """Seconds before a dead worker is replaced: doubled with each death, up to the second."""

@@ -18,13 +18,12 @@ import signal
 from collections.abc import Iterable, Iterator
 
 from gatekeeper import __version__, logs
-from gatekeeper.backends.internal import NAME as INTERNAL
-from gatekeeper.backends.internal import InternalBackend
+from gatekeeper.backends.registry import Backends
 from gatekeeper.config.settings import Settings
-from gatekeeper.errors import ConfigError, GatekeeperError, OperatorError
+from gatekeeper.errors import GatekeeperError, OperatorError
 from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
-from gatekeeper.policy.engine import Engine, Pair
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.permissions import PermissionSet
 from gatekeeper.protocol.frames import COMPILED
@@ -72,10 +71,11 @@ class App:
             self._closing.callback(self._store.close)
             self._upstreams = Upstreams(settings.upstreams, buffer)
             self._exchanges, self._registry = self._shared_or_not()
+            self._backends = Backends(settings, self._store)
             self._gate = Gate(
                 settings=settings,
                 store=self._store,
-                engine=self._engine(),
+                engine=Engine(self._backends.pairs, self._exchanges, settings.loopback_users),
                 epoch=self._epoch,
                 upstreams=self._upstreams,
                 exchanges=self._exchanges,
@@ -116,16 +116,6 @@ class App:
             WorkerDuties(registry, self._refresh, shared.changed_elsewhere, self.stop)
         )
         return shared, registry
-
-    def _engine(self) -> Engine:
-        internal = InternalBackend(self._store)
-        pairs = []
-        for position in self._settings.auth_backends:
-            for name in (position.authn, *position.authz):
-                if name != INTERNAL:
-                    raise ConfigError(f"auth_backends: {name} is not supported yet; use internal")
-            pairs.append(Pair.of(internal))
-        return Engine(pairs, self._exchanges, self._settings.loopback_users)
 
     def _accept(self, endpoint: Endpoint, peer: Peer, number: int) -> None:
         self._clients.start(Connection(self._gate, endpoint, peer, number).live())
@@ -179,6 +169,7 @@ class App:
             await self._stopping.wanted.wait()
             await self._stop()
             await self._exchanges.close()
+            await self._backends.close()
             await self._owner.close()
         if self._place is None:
             self._log.info("stopped")
@@ -190,6 +181,7 @@ class App:
             self._stopping.hurry.set()
 
     async def _start(self) -> None:
+        await self._backends.start()
         learning = [
             self._owner.start(self._keep_learning(link)) for link in self._upstreams.links.values()
         ]

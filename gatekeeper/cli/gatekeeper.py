@@ -7,6 +7,7 @@ standard error says where and what to do); 2 the command line is wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Coroutine
@@ -57,6 +58,8 @@ def main(path: Path, check_config: bool) -> None:
 
 def _check(settings: Settings) -> None:
     """What can be found wrong beyond the file itself, without touching the store or a port."""
+    from gatekeeper.backends.registry import Backends  # noqa: PLC0415
+    from gatekeeper.store.store import Store  # noqa: PLC0415
     from gatekeeper.tls import client_context, server_context  # noqa: PLC0415
 
     if settings.tls is not None:
@@ -64,6 +67,8 @@ def _check(settings: Settings) -> None:
     for upstream in settings.upstreams.values():
         if upstream.tls is not None:
             client_context(upstream.tls, f"upstreams.{upstream.name}.ssl_options")
+    with contextlib.closing(Store.open("sqlite::memory:")) as store:
+        Backends(settings, store)
 
 
 def _run(settings: Settings) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from gatekeeper.config import tls
+from gatekeeper.config.backends import backends, module
 from gatekeeper.config.settings import (
     Address,
     BackendPair,
@@ -56,6 +57,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         limits=_limits(typed, warnings),
         auth_mechanisms=_mechanisms(typed),
         auth_backends=_backends(typed, problems, warnings),
+        backends=backends(typed, problems, warnings),
         loopback_users=_loopback_users(typed),
         seed=_seed(typed, environ, problems),
         password_hashing=typed.one("password_hashing_module", str),
@@ -174,18 +176,16 @@ def _backends(typed: Typed, problems: Problems, warnings: list[str]) -> tuple[Ba
                 warnings.append(f"{place}: given alone, it is used for both .authn and .authz")
             name = both.get(label) or ""
             chain[int(label)] = BackendPair(
-                authn=_module(authn or authz or name), authz=(_module(authz or authn or name),)
+                authn=module(authn or authz or name),
+                authz=(module(authz or authn or name),),
+                both=label in both,
+                place=place,
             )
     return tuple(chain[position] for position in sorted(chain))
 
 
 def _any_set(typed: Typed, pattern: str) -> bool:
     return any(typed.is_set(pattern, label) for label in typed.many(pattern, object))
-
-
-def _module(name: str) -> str:
-    """RabbitMQ's module of a backend's alias."""
-    return name if name.startswith("rabbit_auth_backend_") else f"rabbit_auth_backend_{name}"
 
 
 def _loopback_users(typed: Typed) -> frozenset[bytes]:

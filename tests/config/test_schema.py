@@ -28,7 +28,7 @@ ANNOTATED = ROOT / "config" / "gatekeeper.annotated.conf"
 ENVIRON = {"GATEKEEPER_UPSTREAM_PASSWORD": "hunter2"}
 OWN = re.compile(
     r"upstreams\.|store\.url|workers|drain_timeout|config_entry_decoder\.|log\.audit\.|control\."
-    r"|gatekeeper\."
+    r"|gatekeeper\.|auth_ip_range\."
 )
 ALIASES = {"channel_max"}
 

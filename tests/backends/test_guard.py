@@ -1,0 +1,139 @@
+"""The circuit breaker: when it opens, what it lets through, when it closes."""
+
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from gatekeeper.backends.guard import FAILURES, PAUSE_FIRST, PAUSE_MAX, Guarded
+from gatekeeper.model import AuthUser, Kind, Permission
+from gatekeeper.policy.ports import Accepted, Failed, Refused, Verdict
+from tests.policy.fakes import ALLOW, BOB, DENY, PEER, FakeBackend
+
+USER = AuthUser(b"bob")
+GONE = Failed("connection refused", unavailable=True)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def broken(backend: FakeBackend, clock: Clock) -> Guarded:
+    guarded = Guarded(backend, clock)
+    backend.login = GONE
+    for _ in range(FAILURES):
+        assert await guarded.authenticate(BOB, PEER) == GONE
+    assert guarded.circuit.open
+    return guarded
+
+
+@pytest.mark.parametrize("later", [True, False])
+async def test_what_is_asked_and_answered(later: bool) -> None:
+    backend = FakeBackend(later=later, vhost=DENY)
+    guarded = Guarded(backend)
+    assert guarded.name == backend.name
+    assert await guarded.authenticate(BOB, PEER) == backend.login
+    assert await guarded.authorize_login(b"bob", BOB, PEER) == backend.authorization
+    assert await guarded.vhost_access(USER, b"/", PEER) == DENY
+    assert await guarded.resource_access(USER, b"/", Kind.QUEUE, b"q", Permission.READ) == ALLOW
+    assert await guarded.topic_access(USER, b"/", b"x", b"k", Permission.READ, {}) == ALLOW
+    assert guarded.topic_rule(USER, b"/", b"x")
+    assert len(backend.asked) == 6
+
+
+async def test_an_open_circuit_refuses_everything_unasked() -> None:
+    backend = FakeBackend()
+    guarded = await broken(backend, Clock())
+    asked = len(backend.asked)
+    for login in (
+        await guarded.authenticate(BOB, PEER),
+        await guarded.authorize_login(b"bob", BOB, PEER),
+    ):
+        assert isinstance(login, Failed)
+        assert "not asked" in login.reason
+    for verdict in (
+        await guarded.vhost_access(USER, b"/", PEER),
+        await guarded.resource_access(USER, b"/", Kind.QUEUE, b"q", Permission.READ),
+        await guarded.topic_access(USER, b"/", b"x", b"k", Permission.READ, {}),
+    ):
+        assert not verdict.allowed
+        assert verdict.error is not None
+    assert len(backend.asked) == asked
+
+
+async def test_probes_are_few_and_rarer_with_each_failure() -> None:
+    backend, clock = FakeBackend(), Clock()
+    guarded = await broken(backend, clock)
+    pause = PAUSE_FIRST
+    for _ in range(8):
+        asked = len(backend.asked)
+        clock.now += pause * 0.99
+        await guarded.authenticate(BOB, PEER)
+        assert len(backend.asked) == asked
+        clock.now += pause * 0.02
+        for _ in range(3):
+            await guarded.authenticate(BOB, PEER)
+        assert len(backend.asked) == asked + 1, "one probe"
+        pause = min(pause * 2, PAUSE_MAX)
+
+
+async def test_it_closes_with_the_first_answer() -> None:
+    backend, clock = FakeBackend(), Clock()
+    with capture_logs() as logs:
+        guarded = await broken(backend, clock)
+        clock.now += PAUSE_FIRST
+        backend.login = Refused("no")
+        assert await guarded.authenticate(BOB, PEER) == Refused("no"), "a refusal is an answer"
+        assert not guarded.circuit.open
+        backend.login = Accepted(b"bob")
+        assert await guarded.authenticate(BOB, PEER) == Accepted(b"bob")
+    assert [log["log_level"] for log in logs] == ["error", "info"]
+    assert "connection refused" in logs[0]["event"]
+
+
+@pytest.mark.parametrize(
+    "answer", [Failed("no such group"), Verdict(False, error="no such group"), DENY]
+)
+async def test_what_belongs_to_the_question_does_not_count(answer: object) -> None:
+    backend = FakeBackend(login=answer, vhost=answer)
+    guarded = Guarded(backend)
+    for _ in range(FAILURES * 2):
+        if isinstance(answer, Failed):
+            await guarded.authenticate(BOB, PEER)
+        else:
+            await guarded.vhost_access(USER, b"/", PEER)
+    assert not guarded.circuit.open
+
+
+async def test_failures_count_only_in_a_row() -> None:
+    backend = FakeBackend(login=GONE)
+    guarded = Guarded(backend)
+    for _ in range(3):
+        for _ in range(FAILURES - 1):
+            await guarded.authenticate(BOB, PEER)
+        await guarded.vhost_access(USER, b"/", PEER)
+    assert not guarded.circuit.open
+
+
+async def test_an_exception_is_the_engines_business() -> None:
+    backend = FakeBackend(login=RuntimeError("mistake"))
+    guarded = Guarded(backend)
+    for _ in range(FAILURES):
+        with pytest.raises(RuntimeError):
+            await guarded.authenticate(BOB, PEER)
+    assert not guarded.circuit.open
+
+
+async def test_life_is_passed_on() -> None:
+    class WithLife(FakeBackend):
+        async def close(self) -> None:
+            self.asked.append(("close",))
+
+    backend = WithLife()
+    guarded = Guarded(backend)
+    await guarded.start()
+    await guarded.close()
+    assert backend.asked == [("close",)]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 
 from gatekeeper import __version__, logs
@@ -30,6 +31,7 @@ from gatekeeper.protocol.frames import COMPILED
 from gatekeeper.server.connection import Connection, Gate
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.fleet import Fleet, LocalFleet
 from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
 from gatekeeper.server.registry import Live, Registry
@@ -61,6 +63,8 @@ class App:
         self._place = place
         self._stopping = _Stopping()
         self._refreshing = False
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._log = logs.get_logger("default")
         self._owner = Owner(self._task_failed)
         self._epoch = Epoch()
@@ -94,6 +98,7 @@ class App:
         except BaseException:
             self._closing.close()
             raise
+        self.fleet: Fleet = LocalFleet(self._registry, self._upstreams, self._refresh)
         self._closing.callback(self._store.subscribe(self._store_changed))
 
     # --- wiring ---
@@ -121,6 +126,18 @@ class App:
         self._clients.start(Connection(self._gate, endpoint, peer, number).live())
 
     def _store_changed(self, event: StoreEvent) -> None:
+        """In whatever thread the change was made, or read back."""
+        if threading.get_ident() == self._thread:
+            self._carry_out(event)
+            news = self._refreshing
+        else:
+            self._loop.call_soon_threadsafe(self._carry_out, event)
+            news = False
+        if self._place is not None and not news:
+            self._place.member.changed()
+
+    def _carry_out(self, event: StoreEvent) -> None:
+        """In the event loop: end the connections that have lost their user or vhost."""
         match event:
             case UserDeleted(name):
                 self._deleted(f"for user '{text(name)}' because the user is being deleted")
@@ -132,8 +149,6 @@ class App:
                 self._registry.recheck()
             case _:
                 pass
-        if self._place is not None and not self._refreshing:
-            self._place.member.changed()
 
     def _refresh(self) -> None:
         """Take over what another process has changed in the store. Raises OperatorError."""
@@ -203,12 +218,14 @@ class App:
             try:
                 await link.learn()
             except GatekeeperError as error:
+                self._judged(link, str(error))
                 if reachable:
                     self._log.warning(f"{error}; clients are refused until it is back")
                 reachable = False
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_MAX)
                 continue
+            self._judged(link, "")
             facts = link.facts
             if facts is not None and (not reachable or not link.learned.is_set()):
                 self._log.info(
@@ -217,6 +234,10 @@ class App:
             link.learned.set()
             pause, reachable = RETRY_FIRST, True
             await link.stale()
+
+    def _judged(self, link: UpstreamLink, error: str) -> None:
+        if link.judged(error) and self._place is not None:
+            self._place.member.upstream_changed(link.status)
 
     async def _watch_store(self) -> None:
         """Take over what another process has changed in the store."""

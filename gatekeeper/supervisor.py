@@ -25,6 +25,7 @@ import contextlib
 import dataclasses
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -37,6 +38,7 @@ from gatekeeper.errors import GatekeeperError, OperatorError
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.server import nursery
 from gatekeeper.server.control import Hub, Link
+from gatekeeper.server.fleet import Fleet, HubFleet
 from gatekeeper.server.member import Member
 from gatekeeper.server.nursery import ForkError, Nursery, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
@@ -52,6 +54,10 @@ HEALTHY = 10.0
 """Seconds after which a worker's death counts as the first one again."""
 START_TIMEOUT = 30.0
 """Seconds for a worker to listen."""
+PING_TIMEOUT = 5.0
+"""Seconds from one question whether a worker still answers to the next."""
+PINGS_MISSED = 3
+"""Questions without an answer after which a worker is killed and replaced."""
 ENDING = 5.0
 """Seconds from the end of a worker's control channel to the end of its process."""
 STOP_GRACE = 10.0
@@ -135,9 +141,11 @@ class Supervisor:
     async def run(self) -> int:
         """Until a signal, or until it cannot go on (raises OperatorError)."""
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._owner = Owner(self._task_failed)
         self._nursery = Nursery(self._nursery_pid, self._line, self._nursery_gone)
         self.hub = Hub(self._log, self._changed_by_worker)
+        self.fleet: Fleet = HubFleet(self.hub, self._settings.upstreams)
         try:
             with self._signals(), contextlib.closing(self._open_store()) as self._store:
                 self._store.subscribe(self._changed_here)
@@ -226,10 +234,32 @@ class Supervisor:
             if self._ready:
                 self._log.info(f"worker {worker} (process {pid}) listens again")
             started.set()
+        watch = self._owner.start(self._watch_worker(link, pid))
         await link.gone.wait()
+        watch.cancel()
         reason = await self._obituary(worker, pid, link)
         del self._pids[worker]
         return reason
+
+    async def _watch_worker(self, link: Link, pid: int) -> None:
+        """Kill it if it answers nothing for PING_TIMEOUT times PINGS_MISSED.
+
+        Several questions in a row, because a supervisor that was stopped itself (a machine that
+        slept) finds one overdue for which it has only not read the answer yet.
+        """
+        missed = 0
+        while not link.gone.is_set():
+            begin = time.monotonic()
+            missed = 0 if await self.hub.answers(link, PING_TIMEOUT) else missed + 1
+            if missed >= PINGS_MISSED and not link.gone.is_set():
+                seconds = PING_TIMEOUT * PINGS_MISSED
+                self._log.error(
+                    f"worker {link.worker} (process {pid}) has answered nothing for "
+                    f"{seconds:g} s: killed"
+                )
+                self._nursery.kill(pid)
+                return
+            await asyncio.sleep(max(0.0, PING_TIMEOUT - (time.monotonic() - begin)))
 
     async def _obituary(self, worker: int, pid: int, link: Link) -> str:
         status = await self._nursery.status(pid, ENDING)
@@ -295,7 +325,8 @@ class Supervisor:
 
     def _changed_here(self, _event: StoreEvent) -> None:
         """In whatever thread; once for every event of a change, of which the first is enough."""
-        if not self._refreshing and not self._untold:
+        news = self._refreshing and threading.get_ident() == self._thread
+        if not news and not self._untold:
             self._untold = True
             self._loop.call_soon_threadsafe(lambda: self._owner.start(self._tell_workers()))
 

@@ -120,7 +120,7 @@ class BrokerFrames:
             return PASS
         self._channel_ended(channel)
         if channel.mode == Mode.CLOSING:
-            del session.channels[number]
+            session.drop(number)
             return PASS
         if channel.mode == Mode.REFUSING:
             session.refusal_is_due(number, channel)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from gatekeeper.errors import AmqpError, ReplyCode, printable
+from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.model import Access, Kind, Permission, TopicAccess
 from gatekeeper.protocol.channels import (
     ChannelState,
@@ -190,11 +190,11 @@ class ClientFrames:
         if limit and count >= limit:
             text = b"number of channels opened (%d) has reached the negotiated channel_max (%d)"
             raise AmqpError(ReplyCode.NOT_ALLOWED, text % (count, limit))
-        most = session.policy.channel_limit_reached()
-        if most is not None:
-            text = b"number of channels opened for user '%b' has reached the maximum allowed "
-            text = text % printable(session.context.username) + b"user limit of %d" % most
-            raise AmqpError(ReplyCode.NOT_ALLOWED, text)
+        answer = session.policy.open_channel()
+        if answer is None:
+            raise Pending
+        if isinstance(answer, AmqpError):
+            raise answer
         channel = ChannelState()
         session.channels[number] = channel
         return channel
@@ -260,10 +260,10 @@ class ClientFrames:
             if ids == CLOSE:
                 session.to_client.append(method(number, *CLOSE_OK))
             else:
-                del session.channels[number]
+                session.drop(number)
             return TAKEN
         if ids == CLOSE_OK:  # BROKER_CLOSED
-            del session.channels[number]
+            session.drop(number)
         return PASS
 
     # --- content ---

@@ -61,9 +61,11 @@ class SessionPolicy(Protocol):
     def topic_rule(self, exchange: bytes) -> bool:
         """Can the routing key matter on this exchange?"""
 
-    def channel_limit_reached(self) -> int | None:
-        """The user's max-channels, which RabbitMQ counts over all of their connections, if it is
-        reached; None while another channel may be opened."""
+    def open_channel(self) -> AmqpError | bool | None:
+        """True: it is open from now on, until ``channel_ended`` or the connection's end. An
+        error: the user's max-channels, which RabbitMQ counts over all of their connections."""
+
+    def channel_ended(self) -> None: ...
 
     def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
         """True: taken. An error: what the client is told."""
@@ -277,6 +279,11 @@ class Session:
         if self._remembered > MAX_REMEMBERED:
             self._forget_approvals()
 
+    def drop(self, number: int) -> None:
+        """The channel is gone, its number free."""
+        del self.channels[number]
+        self.policy.channel_ended()
+
     def interject(
         self, number: int, channel: ChannelState, data: bytes, error: AmqpError | None = None
     ) -> None:
@@ -313,7 +320,7 @@ class Session:
         if channel.error.closes_channel:
             self._broker.tell_refusal(number, channel)
         elif self.state is State.FAILING:
-            del self.channels[number]  # its number means nothing any more
+            self.drop(number)  # its number means nothing any more
             self._drain(channel.error)
 
     def refusal_is_void(self, channel: ChannelState) -> None:

@@ -17,16 +17,19 @@ from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
+from gatekeeper.server.registry import ChannelPlace, Live, Registry
 from gatekeeper.server.tasks import Owner
 
 _T = TypeVar("_T")
+_CHANNEL = ("channel",)
+_UNKNOWN: ChannelPlace = "unknown"
 _CRASHED = Decision(False, "internal error", crashed=True)
 
 
 class Authority:
     """Implements ``protocol.session.SessionPolicy`` for one connection.
 
-    resume: called when an outstanding answer has come.
+    channel_limit: the user's, as of now. resume: called when an outstanding answer has come.
     """
 
     def __init__(
@@ -40,6 +43,8 @@ class Authority:
         vhost: bytes,
         peer: Peer,
         lines: ConnectionLines,
+        registry: Registry,
+        live: Live,
         channel_limit: Callable[[], int | None],
     ) -> None:
         self._engine = engine
@@ -50,7 +55,9 @@ class Authority:
         self._vhost = vhost
         self._peer = peer
         self._lines = lines
-        self.channel_limit_reached = channel_limit
+        self._registry = registry
+        self._live = live
+        self._channel_limit = channel_limit
         self._answers: dict[Hashable, tuple[int, object]] = {}
         self._asked: dict[Hashable, tuple[int, int]] = {}
         self._frame = 0
@@ -68,6 +75,24 @@ class Authority:
 
     def topic_rule(self, exchange: bytes) -> bool:
         return self._engine.topic_rule(self._identity, self._vhost, exchange)
+
+    def open_channel(self) -> AmqpError | bool | None:
+        """The text of the refusal is ``rabbit_reader``'s."""
+        limit, live = self._channel_limit(), self._live
+        place = self._answer(_CHANNEL, lambda: self._registry.channel_place(live, limit), _UNKNOWN)
+        if place is None:
+            return None
+        if place == "granted":
+            self._registry.channel_opened(live)
+            return True
+        if place == "reached" and limit is not None:
+            text = b"number of channels opened for user '%b' has reached the maximum allowed "
+            text = text % printable(live.user) + b"user limit of %d" % limit
+            return AmqpError(ReplyCode.NOT_ALLOWED, text)
+        return AmqpError(ReplyCode.CONNECTION_FORCED, b"channel limits cannot be checked now")
+
+    def channel_ended(self) -> None:
+        self._registry.channel_ended(self._live)
 
     def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
         """No backend of now has credentials that expire: any secret is taken, and the user must

@@ -21,6 +21,7 @@ from gatekeeper.server.messages import (
     Done,
     Frames,
     Listed,
+    ListedChannels,
     Message,
     Undone,
     encode,
@@ -30,6 +31,9 @@ WRITE_HIGH = 256 * 1024
 """Bytes that wait to be sent before :meth:`Channel.writable` waits."""
 WRITE_LIMIT = 1024 * 1024
 """Bytes that wait to be sent before a message is refused."""
+
+
+Part = Listed | ListedChannels
 
 
 class NoAnswerError(GatekeeperError):
@@ -49,7 +53,7 @@ class Channel(asyncio.Protocol):
         self._reason = ""
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
-        self._parts: dict[int, list[Listed]] = {}
+        self._parts: dict[int, list[Part]] = {}
         self._writable = asyncio.Event()
 
     @classmethod
@@ -96,12 +100,12 @@ class Channel(asyncio.Protocol):
 
     def _settle(self, message: Message) -> bool:
         """Hand an answer to whoever waits for it; late ones are nobody's."""
-        if not isinstance(message, Done | Undone | Listed | Admitted):
+        if not isinstance(message, Done | Undone | Part | Admitted):
             return False
         future = self._waiting.get(message.id)
         if future is None or future.done():
             return True
-        if isinstance(message, Listed):
+        if isinstance(message, Part):
             self._parts.setdefault(message.id, []).append(message)
             if message.more:
                 return True
@@ -169,9 +173,9 @@ class Channel(asyncio.Protocol):
             self._waiting.pop(request, None)
             self._parts.pop(request, None)
 
-    async def ask_list(self, make: Callable[[int], Message], within: float) -> list[Listed]:
+    async def ask_list(self, make: Callable[[int], Message], within: float) -> list[Part]:
         """As :meth:`ask`, where the answer comes in parts; all of them."""
-        parts: list[Listed] = []
+        parts: list[Part] = []
 
         def collect(request: int) -> Message:
             self._parts[request] = parts

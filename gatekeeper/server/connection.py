@@ -8,7 +8,7 @@ Any error ends in a refusal or a closed socket, never in a session.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 
 from gatekeeper import __version__
@@ -36,6 +36,7 @@ from gatekeeper.protocol.session import Session
 from gatekeeper.protocol.upstream import upstream_properties
 from gatekeeper.server.authority import Authority, vhost_refused
 from gatekeeper.server.channel import NoAnswerError
+from gatekeeper.server.describe import shown_properties
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
@@ -90,6 +91,7 @@ class Connection:
         self._client = endpoint
         self._peer = peer
         self._number = number
+        self._connected_at = time.time_ns() // 1_000_000
         self._lines = ConnectionLines(
             gate.connection_log, gate.channel_log, gate.user_log, number, peer
         )
@@ -232,7 +234,17 @@ class Connection:
     async def _authorise(self, greeted: Greeted) -> Live | None:
         """RabbitMQ's order: the vhost exists, its limit, the user's limit, access."""
         gate = self._gate
-        live = Live(self._number, self._peer, greeted.identity.username, greeted.vhost)
+        live = Live(
+            self._number,
+            self._peer,
+            greeted.identity.username,
+            greeted.vhost,
+            mechanism=greeted.login.credentials.mechanism,
+            properties=shown_properties(greeted.login.client_properties),
+            tuned=greeted.tuned,
+            connected_at=self._connected_at,
+            client=self._client,
+        )
         refusal = await self._admit(live)
         if refusal is not None:
             await self._refuse_open(refusal)
@@ -360,15 +372,6 @@ class Connection:
 
     # --- the session ---
 
-    def _channel_limit(self, user: bytes) -> Callable[[], int | None]:
-        store, registry = self._gate.store, self._gate.registry
-
-        def reached() -> int | None:
-            limit = store.user_limits(user).max_channels
-            return limit if limit is not None and registry.channel_count(user) >= limit else None
-
-        return reached
-
     def _pump(
         self, greeted: Greeted, live: Live, upstream: UpstreamConnection
     ) -> asyncio.Future[End]:
@@ -385,7 +388,9 @@ class Connection:
             vhost=greeted.vhost,
             peer=self._peer,
             lines=lines,
-            channel_limit=self._channel_limit(identity.username),
+            registry=gate.registry,
+            live=live,
+            channel_limit=lambda: gate.store.user_limits(identity.username).max_channels,
         )
         link = gate.upstreams.route(greeted.vhost)
         session = Session(
@@ -414,7 +419,7 @@ class Connection:
         lines.heartbeat = heartbeat
         pump = Pump(session, self._client, upstream.endpoint, end, log_forced, heartbeat)
         authority.resume = pump.resume
-        live.channels = lambda: len(session.channels)
+        live.session = session
         live.close = pump.close
         self._client.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)

@@ -23,24 +23,32 @@ from typing import Generic, TypeVar
 
 from gatekeeper.logs import Logger
 from gatekeeper.server.channel import Channel, NoAnswerError
+from gatekeeper.server.infos import ChannelInfo, ConnectionInfo, UpstreamStatus
 from gatekeeper.server.messages import (
     Admit,
+    AdmitChannel,
     Admitted,
     Changed,
+    ChannelsChanged,
+    ChannelsCounted,
     CloseConnections,
-    ConnectionInfo,
     Done,
     Ended,
     ExchangeChanged,
     Failed,
+    ListChannels,
     ListConnections,
+    Listed,
+    ListedChannels,
     Message,
     Opened,
     Refresh,
     Started,
     Statistics,
     Stop,
+    UpstreamChanged,
 )
+from gatekeeper.server.places import ChannelPlaces
 from gatekeeper.server.registry import Limit
 
 ANSWER_TIMEOUT = 5.0
@@ -62,6 +70,7 @@ class Link:
 
     addresses: where it listens, None until it does. failure: what the operator has to mend, if
     it said so. settled: it listens, or is gone. held: its connections' users and vhosts.
+    upstreams: what it said of them last, by name.
     """
 
     worker: int
@@ -71,6 +80,7 @@ class Link:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     channel: Channel | None = None
     held: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+    upstreams: dict[str, UpstreamStatus] = field(default_factory=dict)
 
 
 class Hub:
@@ -85,6 +95,7 @@ class Hub:
         self._links: dict[int, Link] = {}
         self._users: Counter[bytes] = Counter()
         self._vhosts: Counter[bytes] = Counter()
+        self._places = ChannelPlaces()
 
     # --- workers come and go ---
 
@@ -97,6 +108,7 @@ class Hub:
             lambda message: self._received(link, message),
             lambda reason: self._lost(link, reason),
         )
+        self._places.joined(link.channel)
         return link
 
     def _lost(self, link: Link, reason: str) -> None:
@@ -104,6 +116,8 @@ class Hub:
             self._log.error(f"worker {link.worker}: control channel broken: {reason}")
         for number in tuple(link.held):
             self._release(link, number)
+        if link.channel is not None:
+            self._places.gone(link.channel)
         if self._links.get(link.worker) is link:
             del self._links[link.worker]
         link.settled.set()
@@ -124,6 +138,10 @@ class Hub:
                 self._release(link, number)
             case Admit():
                 self._admit(link, message)
+            case AdmitChannel() | ChannelsCounted() | ChannelsChanged():
+                self._of_channels(link.channel, message)
+            case UpstreamChanged(status):
+                link.upstreams[status.name] = status
             case Changed():
                 self._on_changed(link.worker)
             case ExchangeChanged():
@@ -138,6 +156,21 @@ class Hub:
                 link.failure = error
             case _:
                 self._break(link, f"a worker does not say {type(message).__name__}")
+
+    def _of_channels(
+        self, channel: Channel | None, message: AdmitChannel | ChannelsCounted | ChannelsChanged
+    ) -> None:
+        places = self._places
+        if channel is None:
+            return
+        match message:
+            case AdmitChannel():
+                links = self._links.values()
+                places.admit(channel, message, (each.channel for each in links if each.channel))
+            case ChannelsCounted():
+                places.counted(channel, message)
+            case ChannelsChanged():
+                places.changed(channel, message)
 
     def _break(self, link: Link, reason: str) -> None:
         if link.channel is not None:
@@ -168,6 +201,8 @@ class Hub:
                 counter[name] -= 1
                 if not counter[name]:
                     del counter[name]
+            if held[0] not in self._users:
+                self._places.user_gone(held[0])
 
     # --- what can be asked ---
 
@@ -178,6 +213,18 @@ class Hub:
     def vhost_count(self, vhost: bytes) -> int:
         """Open connections to this vhost, in all workers."""
         return self._vhosts.get(vhost, 0)
+
+    def channel_count(self, user: bytes) -> int | None:
+        """Open channels of this user in all workers; None where no limit has had them counted."""
+        return self._places.count(user)
+
+    def upstreams(self) -> Mapping[str, list[UpstreamStatus]]:
+        """What each worker said last, by upstream, without asking."""
+        said: dict[str, list[UpstreamStatus]] = {}
+        for link in self._links.values():
+            for name, status in link.upstreams.items():
+                said.setdefault(name, []).append(status)
+        return said
 
     def connection_counts(self) -> Mapping[int, int]:
         """Open connections by worker, without asking."""
@@ -190,7 +237,22 @@ class Hub:
 
         async def ask(channel: Channel) -> list[ConnectionInfo]:
             parts = await channel.ask_list(ListConnections, within)
-            return sorted((each for part in parts for each in part.connections), key=_number)
+            infos = [
+                each for part in parts if isinstance(part, Listed) for each in part.connections
+            ]
+            return sorted(infos, key=lambda info: info.number)
+
+        return await self._ask(ask)
+
+    async def list_channels(self, within: float = ANSWER_TIMEOUT) -> Answers[list[ChannelInfo]]:
+        """All channels, in the order of their connections' numbers and their own."""
+
+        async def ask(channel: Channel) -> list[ChannelInfo]:
+            parts = await channel.ask_list(ListChannels, within)
+            infos = [
+                each for part in parts if isinstance(part, ListedChannels) for each in part.channels
+            ]
+            return sorted(infos, key=lambda info: (info.connection, info.number))
 
         return await self._ask(ask)
 
@@ -221,13 +283,30 @@ class Hub:
     ) -> Answers[None]:
         """Have every worker (``but`` this one) take over what was changed in the store.
 
-        When it returns, the change is in force in all that answered.
+        When it returns, the change is in force in all that answered; nothing stands against it in
+        those that have gone meanwhile, which are not among the silent.
         """
+        channels = {worker: link.channel for worker, link in self._links.items()}
 
         async def ask(channel: Channel) -> None:
             _figures(await channel.ask(Refresh, within))
 
-        return await self._ask(ask, but=but)
+        answers = await self._ask(ask, but=but)
+        silent = {
+            worker: why
+            for worker, why in answers.silent.items()
+            if (channel := channels.get(worker)) is not None and channel.open
+        }
+        return Answers(answers.by_worker, silent)
+
+    async def answers(self, link: Link, within: float) -> bool:
+        """Does this worker still answer?"""
+        try:
+            if link.channel is not None:
+                await link.channel.ask(Statistics, within)
+        except NoAnswerError:
+            return False
+        return link.channel is not None
 
     async def statistics(self, within: float = ANSWER_TIMEOUT) -> Answers[Mapping[str, int]]:
         """Figures by worker: pid, connections, cpu_ms."""
@@ -264,10 +343,6 @@ class Hub:
             else:
                 given[worker] = answer
         return Answers(given, silent)
-
-
-def _number(info: ConnectionInfo) -> int:
-    return info.number
 
 
 def _figures(answer: Message) -> Mapping[str, int]:

@@ -50,6 +50,7 @@ class Endpoint(asyncio.BufferedProtocol):
     """One peer. ``on_lost`` and ``on_writable`` are set by whoever has taken the endpoint over.
 
     Reading stops for as long as any reason given to :meth:`hold` has not been released.
+    received, sent: bytes so far.
     """
 
     __slots__ = (
@@ -68,6 +69,8 @@ class Endpoint(asyncio.BufferedProtocol):
         "on_lost",
         "on_writable",
         "ready",
+        "received",
+        "sent",
         "transport",
         "writable",
     )
@@ -84,6 +87,8 @@ class Endpoint(asyncio.BufferedProtocol):
         self._held = 0
         self._paused = False
         self.ready = ready
+        self.received = 0
+        self.sent = 0
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # connection_made
         self.lost = False
         self.error: Exception | None = None
@@ -118,6 +123,7 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         buffer = self._private or self._buffer
+        self.received += nbytes
         if self._consumer is not None:
             end = len(self._tail) + nbytes
             full = end == len(buffer.data)
@@ -252,10 +258,12 @@ class Endpoint(asyncio.BufferedProtocol):
             except OSError:
                 sent = 0  # the transport will meet the same error, and report it
             rest = bytes(chunks[0][sent:]) if len(chunks) == 1 else b"".join(chunks)[sent:]
-            if rest:
-                self.transport.write(rest)
+            self.sent += sent
         else:
-            self.transport.write(b"".join(chunks))
+            rest = b"".join(chunks)
+        if rest:
+            self.sent += len(rest)
+            self.transport.write(rest)
         chunks.clear()
 
     def write(self, data: bytes) -> None:

@@ -15,6 +15,9 @@ from gatekeeper.protocol import wire
 
 PROTOCOL = "AMQP 0-9-1"
 
+PROPERTIES_LIMIT = 8192
+"""Bytes of client properties that are kept and shown."""
+
 ClientProperties = NewType("ClientProperties", bytes)
 """A field table as the client sent it, without its length: ``wire.read_table`` reads it."""
 

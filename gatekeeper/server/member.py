@@ -9,26 +9,37 @@ close or count its connections any more.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import fields
+from functools import partial
+from typing import Protocol, TypeVar
 
 from gatekeeper.errors import OperatorError
 from gatekeeper.logs import Logger
 from gatekeeper.server.channel import Channel, NoAnswerError
+from gatekeeper.server.infos import ChannelInfo, ConnectionInfo, UpstreamStatus
 from gatekeeper.server.messages import (
+    FRAME_LIMIT,
+    ITEMS_LIMIT,
     TEXT_LIMIT,
     Admit,
+    AdmitChannel,
     Admitted,
     Changed,
+    ChannelAdmitted,
+    ChannelsChanged,
+    ChannelsCounted,
     CloseConnections,
-    ConnectionInfo,
     Done,
     Ended,
     ExchangeChanged,
     Failed,
+    ListChannels,
     ListConnections,
     Listed,
+    ListedChannels,
     Message,
     Opened,
     Refresh,
@@ -36,20 +47,42 @@ from gatekeeper.server.messages import (
     Statistics,
     Stop,
     Undone,
+    UnwatchUser,
+    UpstreamChanged,
+    WatchUser,
 )
 from gatekeeper.server.registry import Limit
 from gatekeeper.server.tasks import Owner
 
 ADMIT_TIMEOUT = 2.0
-"""Seconds that a worker waits for a connection's place before it refuses the connection."""
-PART = 12
-"""Connections in one message: with the longest names and addresses they fit FRAME_LIMIT."""
+"""Seconds that a worker waits for a connection's or channel's place before it refuses it."""
+PART = FRAME_LIMIT - 1024
+"""Bytes of a list in one message, as :func:`weight` has them."""
+
+News = Opened | Ended | UpstreamChanged | ChannelsCounted | ChannelsChanged
+Info = TypeVar("Info", ConnectionInfo, ChannelInfo)
+
+
+def weight(info: ConnectionInfo | ChannelInfo) -> int:
+    """Bytes that it takes in a message, at most: JSON escapes an octet by six characters."""
+    size = 0
+    for each in fields(info):
+        value = getattr(info, each.name)
+        length = (
+            len(value) * (6 if isinstance(value, bytes) else 12)
+            if isinstance(value, bytes | str)
+            else 20
+        )
+        size += len(each.name) + length + 6
+    return size
 
 
 class Duties(Protocol):
     """What a worker does when the supervisor asks. ``refresh`` may raise OperatorError."""
 
     def connections(self) -> Iterable[ConnectionInfo]: ...
+    def channels(self) -> Iterable[ChannelInfo]: ...
+    def channel_count(self, user: bytes) -> int: ...
     def close(
         self, number: int | None, user: bytes | None, vhost: bytes | None, reason: bytes
     ) -> int: ...
@@ -70,8 +103,11 @@ class Member:
         self._early: list[Message] = []
         self._over = False
         self._channel: Channel | None = None
-        self._untold: dict[int, Opened | Ended] = {}
+        self._untold: dict[Hashable, News] = {}
         self._telling = False
+        self._watched: set[bytes] = set()
+        self._requests = itertools.count(1)
+        self._wanted: dict[int, tuple[asyncio.Future[bool | None], Callable[[], None]]] = {}
 
     @classmethod
     async def over(cls, sock: socket.socket, log: Logger) -> Member:
@@ -98,7 +134,11 @@ class Member:
             return
         match message:
             case ListConnections(request):
-                self._owner.start(self._list(request, duties, channel))
+                infos = duties.connections()
+                self._owner.start(self._list(infos, channel, partial(Listed, request)))
+            case ListChannels(request):
+                channels = duties.channels()
+                self._owner.start(self._list(channels, channel, partial(ListedChannels, request)))
             case CloseConnections(request, number, user, vhost, reason):
                 self._answer(Done(request, {"closed": duties.close(number, user, vhost, reason)}))
             case Refresh(request):
@@ -113,6 +153,17 @@ class Member:
                 self._answer(Done(request, duties.statistics()))
             case ExchangeChanged(vhost, exchange):
                 duties.exchange_changed(vhost, exchange)
+            case ChannelAdmitted():
+                self._channel_admitted(message)
+            case WatchUser(user, round_):
+                self._watched.add(user)
+                self._untold.pop(("channels", user), None)  # it is part of the count
+                counted = ChannelsCounted(user, round_, duties.channel_count(user))
+                self._note(("counted", user), counted)
+            case UnwatchUser(user):
+                self._watched.discard(user)
+                for kind in ("counted", "channels"):
+                    self._untold.pop((kind, user), None)
             case Stop(hurry):
                 duties.stop(hurry=hurry)
             case _:
@@ -123,14 +174,26 @@ class Member:
             self._channel.send(message)
 
     @staticmethod
-    async def _list(request: int, duties: Duties, channel: Channel) -> None:
-        infos = list(duties.connections())
-        for at in range(0, len(infos) or 1, PART):
-            await channel.writable()
-            await asyncio.sleep(0)  # clients come first
-            part = tuple(infos[at : at + PART])
-            if not channel.send(Listed(request, part, more=at + PART < len(infos))):
-                return
+    async def _list(
+        infos: Iterable[Info],
+        channel: Channel,
+        make: Callable[[tuple[Info, ...], bool], Listed | ListedChannels],
+    ) -> None:
+        """make: a part, and whether more follow."""
+        part: list[Info] = []
+        room = PART
+        for info in infos:
+            size = weight(info)
+            if part and (size > room or len(part) == ITEMS_LIMIT):
+                if not channel.send(make(tuple(part), True)):
+                    return
+                part.clear()
+                room = PART
+                await channel.writable()
+                await asyncio.sleep(0)  # clients come first
+            part.append(info)
+            room -= size
+        channel.send(make(tuple(part), False))
 
     def _lost(self, reason: str) -> None:
         if self._over or self._duties is None:
@@ -195,13 +258,59 @@ class Member:
         else:
             self._note(number, Ended(number))
 
-    def _note(self, number: int, message: Opened | Ended) -> None:
+    def upstream_changed(self, status: UpstreamStatus) -> None:
+        self._note(("upstream", status.name), UpstreamChanged(status))
+
+    # --- channels of users that have a limit ---
+
+    async def admit_channel(self, user: bytes, limit: int, take: Callable[[], None]) -> bool:
+        """A place for one more channel. ``take`` is called where it is granted, the moment that
+        this is known (a count that is asked for next must hold it), whatever becomes of the
+        waiting. Raises NoAnswerError.
+        """
+        self._tell()
+        request = next(self._requests)
+        answered: asyncio.Future[bool | None] = self._loop.create_future()
+        self._wanted[request] = answered, take
+        try:
+            channel = self._channel
+            if channel is None or not channel.send(AdmitChannel(request, user, limit)):
+                raise NoAnswerError("it is gone or does not read")
+            async with asyncio.timeout(ADMIT_TIMEOUT):
+                granted = await answered
+        except TimeoutError:
+            raise NoAnswerError(f"no answer within {ADMIT_TIMEOUT:g} s") from None
+        finally:
+            del self._wanted[request]
+        if granted is None:
+            raise NoAnswerError("not every worker has counted its channels")
+        return granted
+
+    def _channel_admitted(self, message: ChannelAdmitted) -> None:
+        answered, take = self._wanted.get(message.id, (None, None))
+        if answered is None or take is None or answered.done():
+            if message.granted:
+                self.channels_changed(message.user, ended=1)  # nobody waits for it any more
+            return
+        if message.granted:
+            take()
+        answered.set_result(message.granted)
+
+    def channels_changed(self, user: bytes, *, opened: int = 0, ended: int = 0) -> None:
+        """opened: without asking. ended: closed, or given back. Nothing where nobody counts."""
+        if user in self._watched:
+            before = self._untold.get(("channels", user))
+            if isinstance(before, ChannelsChanged):
+                opened, ended = opened + before.opened, ended + before.ended
+            self._note(("channels", user), ChannelsChanged(user, opened, ended))
+
+    def _note(self, key: Hashable, message: News) -> None:
         """Tell it, now if that can be.
 
         While the supervisor does not read, what is untold is kept: at most an entry for each
-        connection that it, or this worker, knows of.
+        connection that it, or this worker, knows of, and two for each user that is watched.
         """
-        self._untold[number] = message
+        self._untold[key] = message
         self._tell()
         if self._untold and not self._telling and self._channel is not None and self._channel.open:
             self._telling = True
@@ -218,10 +327,10 @@ class Member:
     def _tell(self) -> None:
         channel = self._channel
         while self._untold and channel is not None and channel.open and not channel.full:
-            number, message = next(iter(self._untold.items()))
+            key, message = next(iter(self._untold.items()))
             if not channel.send(message):
                 return
-            del self._untold[number]
+            del self._untold[key]
 
     async def close(self) -> None:
         """End the channel after what was said last."""

@@ -20,9 +20,16 @@ from types import MappingProxyType, NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from gatekeeper.errors import GatekeeperError
+from gatekeeper.server.infos import (
+    PROPERTIES_LIMIT,
+    ChannelInfo,
+    ClientProperties,
+    ConnectionInfo,
+    UpstreamStatus,
+)
 from gatekeeper.server.registry import Limit
 
-FRAME_LIMIT = 64 * 1024
+FRAME_LIMIT = 128 * 1024
 """Bytes of one message, at most; lists that may be longer are sent in parts."""
 NAME_LIMIT = 255
 """Octets of a name: AMQP's short string."""
@@ -38,25 +45,16 @@ class ControlError(GatekeeperError):
     """Bytes on a control channel that are no message; ``str`` is one line for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
-    """A client's connection, from connection.open on. number: N of ``<0.N.0>`` in the log."""
-
-    number: int
-    user: bytes
-    vhost: bytes
-    host: str
-    port: int
-    local_host: str
-    local_port: int
-    tls: bool
-
-
 # --- to a worker ---
 
 
 @dataclass(frozen=True, slots=True)
 class ListConnections:
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListChannels:
     id: int
 
 
@@ -96,6 +94,30 @@ class Admitted:
 
     id: int
     reached: Limit
+
+
+@dataclass(frozen=True, slots=True)
+class WatchUser:
+    """Say, with this round, how many channels the user has, and from then on what changes."""
+
+    user: bytes
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnwatchUser:
+    """Nobody counts this user's channels any more."""
+
+    user: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAdmitted:
+    """The answer to AdmitChannel. None: the channels cannot be counted now."""
+
+    id: int
+    user: bytes
+    granted: bool | None
 
 
 # --- both ways ---
@@ -155,6 +177,42 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmitChannel:
+    """A place for one more channel of a user whose channels are limited."""
+
+    id: int
+    user: bytes
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelsCounted:
+    """The answer to WatchUser: what the user has, places granted before that included."""
+
+    user: bytes
+    round: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelsChanged:
+    """A watched user's channels since the last such message.
+
+    opened: without asking, for this worker knows of no limit. ended: closed, or a place that is
+    given back.
+    """
+
+    user: bytes
+    opened: int
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamChanged:
+    status: UpstreamStatus
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """This worker has committed a change of the store."""
 
@@ -165,6 +223,15 @@ class Listed:
 
     id: int
     connections: tuple[ConnectionInfo, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListedChannels:
+    """The same for ListChannels."""
+
+    id: int
+    channels: tuple[ChannelInfo, ...]
     more: bool
 
 
@@ -184,15 +251,29 @@ class Undone:
     error: str
 
 
-Request = ListConnections | CloseConnections | Refresh | Statistics
-ToWorker = Request | Stop | Admitted | ExchangeChanged
-Answer = Listed | Done | Undone
-FromWorker = Started | Failed | Admit | Opened | Ended | Changed | ExchangeChanged | Answer
+Request = ListConnections | ListChannels | CloseConnections | Refresh | Statistics
+ToWorker = Request | Stop | Admitted | WatchUser | UnwatchUser | ChannelAdmitted | ExchangeChanged
+Answer = Listed | ListedChannels | Done | Undone
+OfChannels = AdmitChannel | ChannelsCounted | ChannelsChanged
+FromWorker = (
+    Started
+    | Failed
+    | Admit
+    | Opened
+    | Ended
+    | OfChannels
+    | UpstreamChanged
+    | Changed
+    | ExchangeChanged
+    | Answer
+)
 Message = ToWorker | FromWorker
 
 _MESSAGES = (
-    *(ListConnections, CloseConnections, Refresh, Statistics, Stop, Admitted, ExchangeChanged),
-    *(Started, Failed, Admit, Opened, Ended, Changed, Listed, Done, Undone),
+    *(ListConnections, ListChannels, CloseConnections, Refresh, Statistics, Stop, Admitted),
+    *(WatchUser, UnwatchUser, ChannelAdmitted, ExchangeChanged),
+    *(Started, Failed, Admit, Opened, Ended, AdmitChannel, ChannelsCounted, ChannelsChanged),
+    *(UpstreamChanged, Changed, Listed, ListedChannels, Done, Undone),
 )
 
 Read = Callable[[Any], Any]
@@ -223,6 +304,11 @@ def _read_bytes(value: Any) -> bytes:
     return cast("str", value).encode("latin-1")
 
 
+def _read_properties(value: Any) -> bytes:
+    _check(type(value) is str and len(value) <= PROPERTIES_LIMIT)
+    return cast("str", value).encode("latin-1")
+
+
 def _read_figures(value: Any) -> Mapping[str, int]:
     _check(type(value) is dict and len(value) <= ITEMS_LIMIT)
     return MappingProxyType({_read_str(key): _read_int(each) for key, each in value.items()})
@@ -238,6 +324,7 @@ _SCALARS: dict[Any, Read] = {
     bool: _read_bool,
     str: _read_str,
     bytes: _read_bytes,
+    ClientProperties: _read_properties,
     Mapping[str, int]: _read_figures,
 }
 

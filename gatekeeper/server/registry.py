@@ -6,16 +6,26 @@ is all there is to count; of several, ``shared.py`` asks the supervisor.
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Peer
+from gatekeeper.protocol.events import Tuned
+from gatekeeper.protocol.session import Session
+from gatekeeper.server.endpoint import Endpoint
+from gatekeeper.server.infos import ClientProperties
 
 Limit = Literal["none", "vhost", "user"]
 """Which limit a connection has met."""
+ChannelPlace = Literal["granted", "reached", "unknown"]
+"""unknown: it cannot be told now, which refuses."""
+_NO_PROPERTIES = ClientProperties(b"")
+_NOT_TUNED = Tuned(0, 0, 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -23,15 +33,28 @@ class Live:
     """One connection from connection.open on.
 
     close: ends it with the error; until the session runs, ``doomed`` keeps the error instead.
+    mechanism, properties, tuned, connected_at (ms since the epoch), client: for listings.
+    session: once it runs. reserved: a place for one more channel that it has been given and has
+    not taken yet (``shared.py``).
     """
 
     number: int
     peer: Peer
     user: bytes
     vhost: bytes
+    mechanism: str = ""
+    properties: ClientProperties = _NO_PROPERTIES
+    tuned: Tuned = _NOT_TUNED
+    connected_at: int = 0
+    client: Endpoint | None = field(default=None, repr=False)
+    session: Session | None = field(default=None, repr=False)
+    reserved: bool = False
     doomed: AmqpError | None = None
-    channels: Callable[[], int] = field(default=lambda: 0, repr=False)
     close: Callable[[AmqpError], None] | None = field(default=None, repr=False)
+
+    @property
+    def channels(self) -> int:
+        return 0 if self.session is None else len(self.session.channels)
 
     def end(self, error: AmqpError) -> None:
         if self.close is not None:
@@ -58,7 +81,20 @@ class Registry:
     def channel_count(self, user: bytes) -> int:
         """Channels that the user has open, on all connections. Walks all connections: for users
         with a limit only."""
-        return sum(live.channels() for live in self._live if live.user == user)
+        return sum(live.channels + live.reserved for live in self._live if live.user == user)
+
+    def channel_place(
+        self, live: Live, limit: int | None
+    ) -> ChannelPlace | Awaitable[ChannelPlace]:
+        """May it open one more channel, of ``limit`` for its user? None is no limit."""
+        reached = limit is not None and self.channel_count(live.user) >= limit
+        return "reached" if reached else "granted"
+
+    def channel_opened(self, live: Live) -> None:
+        """It takes the place, or opens a channel without a limit."""
+
+    def channel_ended(self, live: Live) -> None:
+        """A channel of a connection that goes on is gone."""
 
     def vhost_count(self, vhost: bytes) -> int:
         return self._vhosts[vhost]
@@ -123,3 +159,12 @@ def _less(counter: Counter[bytes], key: bytes) -> None:
     counter[key] -= 1
     if counter[key] <= 0:
         del counter[key]
+
+
+def process_figures(registry: Registry) -> dict[str, int]:
+    """pid, connections, cpu_ms of this process."""
+    return {
+        "pid": os.getpid(),
+        "connections": len(registry),
+        "cpu_ms": time.process_time_ns() // 1_000_000,
+    }

@@ -4,18 +4,18 @@ news of exchanges."""
 from __future__ import annotations
 
 import mmap
-import os
 import struct
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gatekeeper.policy.epoch import Epoch
+from gatekeeper.server.channel import NoAnswerError
+from gatekeeper.server.describe import channel_infos, connection_info
 from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.infos import ChannelInfo, ConnectionInfo
 from gatekeeper.server.member import Member
-from gatekeeper.server.messages import ConnectionInfo
-from gatekeeper.server.registry import Limit, Live, Registry
+from gatekeeper.server.registry import ChannelPlace, Limit, Live, Registry, process_figures
 from gatekeeper.server.upstreams import Upstreams
 
 _CELL = struct.Struct("=Q")
@@ -86,7 +86,41 @@ class SharedRegistry(Registry):
     def remove(self, live: Live) -> None:
         if live in self._live:
             super().remove(live)
+            left = live.channels + live.reserved
+            if left:
+                live.reserved = False
+                self._member.channels_changed(live.user, ended=left)
             self._member.ended(live.number)
+
+    def channel_place(
+        self, live: Live, limit: int | None
+    ) -> ChannelPlace | Awaitable[ChannelPlace]:
+        if limit is None or live.reserved:
+            return "granted"
+        return self._ask_place(live, limit)
+
+    async def _ask_place(self, live: Live, limit: int) -> ChannelPlace:
+        def take() -> None:
+            if live in self._live:
+                live.reserved = True
+            else:
+                self._member.channels_changed(live.user, ended=1)
+
+        try:
+            granted = await self._member.admit_channel(live.user, limit, take)
+        except NoAnswerError:
+            return "unknown"
+        return "granted" if granted else "reached"
+
+    def channel_opened(self, live: Live) -> None:
+        if live.reserved:
+            live.reserved = False
+        elif live in self._live:
+            self._member.channels_changed(live.user, opened=1)
+
+    def channel_ended(self, live: Live) -> None:
+        if live in self._live:
+            self._member.channels_changed(live.user, ended=1)
 
 
 class SharedExchanges(Exchanges):
@@ -139,19 +173,13 @@ class WorkerDuties:
         self._stop = stop
 
     def connections(self) -> Iterable[ConnectionInfo]:
-        return [
-            ConnectionInfo(
-                number=live.number,
-                user=live.user,
-                vhost=live.vhost,
-                host=live.peer.host,
-                port=live.peer.port,
-                local_host=live.peer.local_host,
-                local_port=live.peer.local_port,
-                tls=live.peer.tls,
-            )
-            for live in self._registry
-        ]
+        return (connection_info(live) for live in self._registry)
+
+    def channels(self) -> Iterable[ChannelInfo]:
+        return (info for live in self._registry for info in channel_infos(live))
+
+    def channel_count(self, user: bytes) -> int:
+        return self._registry.channel_count(user)
 
     def close(
         self, number: int | None, user: bytes | None, vhost: bytes | None, reason: bytes
@@ -162,11 +190,7 @@ class WorkerDuties:
         self._refresh()
 
     def statistics(self) -> Mapping[str, int]:
-        return {
-            "pid": os.getpid(),
-            "connections": len(self._registry),
-            "cpu_ms": time.process_time_ns() // 1_000_000,
-        }
+        return process_figures(self._registry)
 
     def stop(self, *, hurry: bool) -> None:
         self._stop(hurry=hurry)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,7 @@ from gatekeeper.protocol import wire
 from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Tuned
 from gatekeeper.protocol.upstream import UpstreamHandshake, upstream_properties
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
+from gatekeeper.server.infos import UpstreamStatus
 from gatekeeper.server.proxy_protocol import build
 from gatekeeper.tls import client_context
 
@@ -31,6 +33,8 @@ HANDSHAKE_TIMEOUT = 10.0
 """Seconds for TLS and the AMQP handshake with a broker."""
 RETRY_FIRST, RETRY_MAX = 0.5, 5.0
 """Seconds between attempts to reach a broker that does not answer."""
+SHOWN = 1000
+"""Characters of a broker's product, version or error that are passed on."""
 REFRESH = 60.0
 """Seconds after which a broker is asked again what it allows."""
 
@@ -95,6 +99,7 @@ class UpstreamLink:
         if settings.tls is not None:
             self._tls = client_context(settings.tls, f"upstreams.{settings.name}.ssl_options")
         self._turn = itertools.cycle(range(len(settings.servers)))
+        self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
         self.learned = asyncio.Event()
         self._stale = asyncio.Event()
 
@@ -274,6 +279,22 @@ class UpstreamLink:
                 raise
             return
         await say_goodbye(connection.endpoint)
+
+    def judged(self, error: str) -> bool:
+        """It has been asked. error: why it cannot be reached, empty where it has answered.
+        False: the status is what it was."""
+        before, facts = self.status, self.facts
+        reachable = not error
+        same = before.reachable is reachable
+        self.status = UpstreamStatus(
+            self.settings.name,
+            reachable,
+            before.since if same else time.time_ns() // 1_000_000,
+            "" if facts is None else facts.product[:SHOWN],
+            "" if facts is None else facts.version[:SHOWN],
+            error[:SHOWN],
+        )
+        return self.status != before
 
     async def stale(self) -> None:
         """Wait until it is time to ask the broker again."""

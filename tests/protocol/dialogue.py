@@ -150,7 +150,8 @@ class Policy:
     forgotten: list[bytes] = field(default_factory=list)
     cancelled: list[bytes] = field(default_factory=list)
     secret: AmqpError | bool = True
-    channel_limit: int | None = None
+    place: AmqpError | bool = True
+    open_channels: int = 0
     settlements: int = 0
     _ready: set[object] = field(default_factory=set)
 
@@ -181,8 +182,14 @@ class Policy:
     def topic_rule(self, exchange: bytes) -> bool:
         return exchange in self.topics
 
-    def channel_limit_reached(self) -> int | None:
-        return self.channel_limit
+    def open_channel(self) -> AmqpError | bool | None:
+        if self._late("place"):
+            return None
+        self.open_channels += self.place is True
+        return self.place
+
+    def channel_ended(self) -> None:
+        self.open_channels -= 1
 
     def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
         return None if self._late("secret") else self.secret

@@ -518,16 +518,28 @@ def test_channel_limit() -> None:
     assert one.closes() == [(0, 530, text, (0, 0))]
 
 
-def test_user_channel_limit() -> None:
+@pytest.mark.parametrize("slow", [False, True])
+def test_user_channel_limit(slow: bool) -> None:
     one = Dialogue()
+    one.policy.slow = slow
     one.send(open_channel(1))
-    one.policy.channel_limit = 1
+    one.policy.place = AmqpError(ReplyCode.NOT_ALLOWED, b"too many")
     one.send(open_channel(2))
-    text = (
-        b"NOT_ALLOWED - number of channels opened for user 'alice' has reached the maximum "
-        b"allowed user limit of 1"
-    )
-    assert one.closes() == [(0, 530, text, (0, 0))]
+    assert one.closes() == [(0, 530, b"NOT_ALLOWED - too many", (0, 0))]
+    assert one.policy.open_channels == 1
+
+
+def test_a_channel_counts_until_its_number_is_free() -> None:
+    one = Dialogue()
+    one.send(open_channel(1) + open_channel(2))
+    assert one.policy.open_channels == len(one.session.channels) == 2
+    one.send(call(1, (20, 40), 200, b"", 0, 0))
+    assert one.policy.open_channels == len(one.session.channels) == 1
+    one.policy.denied = {b"no"}
+    one.send(declare(2, b"no"))
+    assert one.policy.open_channels == len(one.session.channels) == 1
+    one.send(call(2, (20, 41)))
+    assert one.policy.open_channels == len(one.session.channels) == 0
 
 
 # --- update-secret ---
@@ -582,8 +594,9 @@ def test_answers_that_take_time_change_nothing() -> None:
 
 
 def test_a_frame_that_waited_is_settled_once_it_is_decided() -> None:
-    one = Dialogue(Policy(slow=True))
+    one = Dialogue()
     one.send(open_channel(1))
+    one.policy.slow = True
     assert one.policy.settlements == 0
     one.send(declare(1, b"q") + declare(1, b"no"))
     assert one.policy.settlements == 2

@@ -15,6 +15,7 @@ from gatekeeper.policy.epoch import Epoch
 from gatekeeper.server.authority import Authority
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
+from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.tasks import Owner
 from tests.server.local import Recorder
 
@@ -59,6 +60,9 @@ class Bench:
         self.owner = Owner(self.errors.append)
         self.log = Recorder()
         self.resumed = 0
+        self.registry = Registry()
+        self.live = Live(1, Peer("10.0.0.1", 1), b"alice", b"/")
+        self.limit: int | None = None
         self._turn: asyncio.Future[None] | None = None
         peer = Peer("10.0.0.1", 1, "10.0.0.2", 2)
         categories = map(self.log.logger, ("connection", "channel", "user"))
@@ -73,7 +77,9 @@ class Bench:
             vhost=b"/",
             peer=peer,
             lines=lines,
-            channel_limit=lambda: None,
+            registry=self.registry,
+            live=self.live,
+            channel_limit=lambda: self.limit,
         )
         self.authority.resume = self._resume
 

@@ -17,10 +17,10 @@ from gatekeeper.server import channel as channel_module
 from gatekeeper.server import member as member_module
 from gatekeeper.server.channel import Channel, NoAnswerError
 from gatekeeper.server.control import Hub, Link
+from gatekeeper.server.describe import connection_info
 from gatekeeper.server.member import Member
 from gatekeeper.server.messages import (
     Admit,
-    ConnectionInfo,
     Done,
     Ended,
     Message,
@@ -227,9 +227,8 @@ async def test_listing(plane: Plane) -> None:
     await two.admit(odd)
     answers = await plane.hub.list_connections()
     assert [info.number for info in answers.by_worker[1]] == list(range(1, 301, 2))
-    assert answers.by_worker[2] == [
-        ConnectionInfo(2, b"\xff\0", b"v\xe4", "10.0.0.1", 1002, "10.0.0.2", 5672, tls=False)
-    ]
+    assert answers.by_worker[2] == [connection_info(odd)]
+    assert answers.by_worker[2][0].name == "10.0.0.1:1002 -> 10.0.0.2:5672"
     assert not answers.silent
 
 

@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gatekeeper.server.certificates import TEXT_LIMIT
+from gatekeeper.server.infos import (
+    PROPERTIES_LIMIT,
+    ChannelInfo,
+    ClientProperties,
+    ConnectionInfo,
+    UpstreamStatus,
+)
+from gatekeeper.server.member import PART, weight
 from gatekeeper.server.messages import (
     FRAME_LIMIT,
     Admit,
+    AdmitChannel,
     Admitted,
     Changed,
+    ChannelAdmitted,
+    ChannelsChanged,
+    ChannelsCounted,
     CloseConnections,
-    ConnectionInfo,
     ControlError,
     Done,
     Ended,
     ExchangeChanged,
     Failed,
     Frames,
+    ListChannels,
     ListConnections,
     Listed,
+    ListedChannels,
     Message,
     Opened,
     Refresh,
@@ -32,12 +47,52 @@ from gatekeeper.server.messages import (
     Statistics,
     Stop,
     Undone,
+    UnwatchUser,
+    UpstreamChanged,
+    WatchUser,
     decode,
     encode,
 )
 
 ALL_OCTETS = bytes(range(255))
-INFO = ConnectionInfo(7, b"alice", ALL_OCTETS, "::1", 65535, "127.0.0.1", 5672, tls=True)
+INFO = ConnectionInfo(
+    number=7,
+    user=b"alice",
+    vhost=ALL_OCTETS,
+    host="::1",
+    port=65535,
+    local_host="127.0.0.1",
+    local_port=5672,
+    tls=True,
+    ssl_protocol="tlsv1.3",
+    ssl_cipher="aes_256_gcm",
+    ssl_key_exchange="any",
+    ssl_hash="aead",
+    peer_cert_subject="CN=ünï 😀",
+    peer_cert_issuer="",
+    peer_cert_validity="",
+    state="running",
+    auth_mechanism="PLAIN",
+    timeout=60,
+    frame_max=131072,
+    channel_max=2047,
+    client_properties=ClientProperties(ALL_OCTETS),
+    connected_at=1795453064721,
+    recv_oct=2**62,
+    send_oct=0,
+    channels=1,
+)
+LONGEST = replace(
+    INFO,
+    user=b"\xff" * 255,
+    vhost=b"\0" * 255,
+    host="f" * 45,
+    local_host="f" * 45,
+    peer_cert_subject="😀" * TEXT_LIMIT,
+    peer_cert_issuer="\0" * TEXT_LIMIT,
+    client_properties=ClientProperties(bytes(PROPERTIES_LIMIT)),
+)
+CHANNEL = ChannelInfo(7, 1, b"alice", ALL_OCTETS, "::1", 1, "::1", 5672, "running", 3)
 MESSAGES: list[Message] = [
     ListConnections(1),
     CloseConnections(2, None, None, None, b"reason"),
@@ -58,6 +113,16 @@ MESSAGES: list[Message] = [
     Listed(7, (), more=False),
     Done(8, {"closed": 3}),
     Undone(9, "disk full"),
+    ListChannels(10),
+    ListedChannels(10, (CHANNEL, replace(CHANNEL, confirm=True, prefetch_count=0)), more=False),
+    WatchUser(ALL_OCTETS, 1),
+    UnwatchUser(b"alice"),
+    AdmitChannel(11, b"alice", 0),
+    ChannelAdmitted(11, b"alice", granted=True),
+    ChannelAdmitted(12, b"alice", granted=None),
+    ChannelsCounted(b"alice", 1, 65535),
+    ChannelsChanged(b"alice", 1, 2),
+    UpstreamChanged(UpstreamStatus("default", None, 0, "RabbitMQ", "4.3.5", "it is gone")),
 ]
 
 
@@ -83,13 +148,15 @@ def test_every_message_type_is_tried() -> None:
     assert {type(message) for message in MESSAGES} == set(messages._MESSAGES)
 
 
-def test_a_list_of_the_longest_names_fits() -> None:
-    from gatekeeper.server.member import PART
-
-    longest = ConnectionInfo(
-        2**63 - 1, b"\xff" * 255, b"\0" * 255, "f" * 45, 65535, "f" * 45, 65535, tls=False
-    )
-    assert len(encode(Listed(2**63 - 1, (longest,) * PART, more=True))) <= FRAME_LIMIT
+@pytest.mark.parametrize("info", [INFO, LONGEST, CHANNEL], ids=["usual", "longest", "channel"])
+def test_a_part_of_a_list_fits(info: ConnectionInfo | ChannelInfo) -> None:
+    """As many as the member puts into one message; at least one."""
+    count = PART // weight(info)
+    assert count >= 1
+    if isinstance(info, ChannelInfo):
+        encode(ListedChannels(2**63 - 1, (info,) * count, more=True))
+    else:
+        encode(Listed(2**63 - 1, (info,) * count, more=True))
 
 
 BAD = [

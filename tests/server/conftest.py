@@ -9,6 +9,7 @@ import pytest
 import uvloop
 
 from tests.server.peers import FakeBroker
+from tests.server.plane import Plane
 
 
 def pytest_asyncio_loop_factories(config: object, item: object) -> Mapping[str, Callable[[], Any]]:
@@ -20,3 +21,10 @@ async def fake() -> AsyncIterator[FakeBroker]:
     """A broker that behaves until a test tells it not to."""
     async with FakeBroker() as broker:
         yield broker
+
+
+@pytest.fixture
+async def plane() -> AsyncIterator[Plane]:
+    plane = Plane()
+    async with plane.stack:
+        yield plane

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
@@ -16,7 +15,7 @@ from gatekeeper.model import Peer
 from gatekeeper.server import channel as channel_module
 from gatekeeper.server import member as member_module
 from gatekeeper.server.channel import Channel, NoAnswerError
-from gatekeeper.server.control import Hub, Link
+from gatekeeper.server.control import Link
 from gatekeeper.server.describe import connection_info
 from gatekeeper.server.member import Member
 from gatekeeper.server.messages import (
@@ -29,83 +28,8 @@ from gatekeeper.server.messages import (
     encode,
 )
 from gatekeeper.server.registry import Live, Registry
-from gatekeeper.server.shared import ConnectionNumbers, SharedRegistry, WorkerDuties
-
-
-class Log:
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def error(self, text: str, **_fields: object) -> None:
-        self.lines.append(text)
-
-
-class Worker:
-    """A member with the real duties over a real registry."""
-
-    def __init__(self, member: Member, link: Link) -> None:
-        self.member = member
-        self.link = link
-        self.registry = SharedRegistry(member)
-        self.refreshed = 0
-        self.failure: StoreError | None = None
-        self.stops: list[bool] = []
-        self.exchanges: list[tuple[bytes, bytes]] = []
-        member.serve(WorkerDuties(self.registry, self._refresh, self._exchange_changed, self._stop))
-
-    def _exchange_changed(self, vhost: bytes, exchange: bytes) -> None:
-        self.exchanges.append((vhost, exchange))
-
-    def _refresh(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.refreshed += 1
-
-    def _stop(self, *, hurry: bool) -> None:
-        self.stops.append(hurry)
-
-    def live(self, number: int, user: bytes = b"alice", vhost: bytes = b"/") -> Live:
-        return Live(number, Peer("10.0.0.1", 1000 + number, "10.0.0.2", 5672), user, vhost)
-
-    async def admit(
-        self, live: Live, vhost_limit: int | None = None, user_limit: int | None = None
-    ) -> str:
-        return await self.registry.admit(live, vhost_limit=vhost_limit, user_limit=user_limit)
-
-
-class Plane:
-    def __init__(self) -> None:
-        self.log = Log()
-        self.changed: list[int] = []
-        self.hub = Hub(cast("Logger", self.log), self.changed.append)
-        self.stack = contextlib.AsyncExitStack()
-
-    async def worker(self, number: int) -> Worker:
-        ours, theirs = socket.socketpair()
-        member = await Member.over(theirs, cast("Logger", self.log))
-        link = await self.hub.add(number, ours)
-        self.stack.push_async_callback(member.close)
-        return Worker(member, link)
-
-    async def raw(self, number: int) -> tuple[socket.socket, Link]:
-        """A worker that says what the test wants."""
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        self.stack.callback(theirs.close)
-        return theirs, await self.hub.add(number, ours)
-
-
-@pytest.fixture
-async def plane() -> AsyncIterator[Plane]:
-    plane = Plane()
-    async with plane.stack:
-        yield plane
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(3):
-        while not condition():
-            await asyncio.sleep(0.002)
+from gatekeeper.server.shared import ConnectionNumbers
+from tests.server.plane import Plane, Worker, until
 
 
 async def test_limits_hold_over_all_workers(plane: Plane) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -10,6 +11,9 @@ from cryptography.x509.oid import NameOID
 
 TEXT_LIMIT = 800
 """Characters of a subject or an issuer that are shown."""
+
+_SPECIAL = frozenset(b',+"\\<>;')
+_SPACE, _HASH = b" #"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +42,10 @@ _ATTRIBUTES = MappingProxyType(
         NameOID.PSEUDONYM: "PSEUDONYM",
         NameOID.DOMAIN_COMPONENT: "DC",
         NameOID.EMAIL_ADDRESS: "EMAILADDRESS",
-        NameOID.STREET_ADDRESS: "STREET",
         NameOID.USER_ID: "UID",
     }
 )
-"""``rabbit_cert_info:format_rdn``; others are shown by their number."""
+"""``rabbit_cert_info:format_rdn`` (whose STREET never applies); others go by their number."""
 
 
 def certificate(der: bytes) -> Certificate:
@@ -52,8 +55,8 @@ def certificate(der: bytes) -> Certificate:
         return Certificate(
             distinguished_name(parsed.subject),
             distinguished_name(parsed.issuer),
-            f"{parsed.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} - "
-            f"{parsed.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+            f"{_shown_time(parsed.not_valid_before_utc)} - "
+            f"{_shown_time(parsed.not_valid_after_utc)}",
         )
     except (ValueError, x509.InvalidVersion):
         return Certificate()
@@ -71,12 +74,25 @@ def _shown(attribute: x509.NameAttribute[str | bytes]) -> str:
 
 
 def _escaped(attribute: x509.NameAttribute[str | bytes]) -> str:
-    """``rabbit_cert_info:escape_rdn_value``."""
+    """``rabbit_cert_info:escape_rdn_value``: RFC 4514, and what is not printable ASCII by octet."""
     value = attribute.value
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    escaped = "".join("\\" + c if c in ',+"\\<>;' else "\\00" if c == "\0" else c for c in text)
-    if text.startswith((" ", "#")):
-        escaped = "\\" + escaped
-    if text.endswith(" ") and len(text) > 1:
-        escaped = escaped[:-1] + "\\ "
-    return escaped
+    octets = value if isinstance(value, bytes) else value.encode("utf-8")
+    last = len(octets) - 1
+    parts = []
+    for at, octet in enumerate(octets):
+        at_edge = (octet == _SPACE and at in {0, last}) or (octet == _HASH and at == 0)
+        if octet < 32 or octet >= 126:
+            parts.append(f"\\{octet:02X}")
+        elif at_edge or octet in _SPECIAL:
+            parts.append(f"\\{octet:c}")
+        else:
+            parts.append(chr(octet))
+    return "".join(parts)
+
+
+def _shown_time(time: dt.datetime) -> str:
+    """``format_asn1_value``: from 2050 on a certificate has another type of time, for which
+    RabbitMQ has no format; before, it has no century, for which RabbitMQ has one."""
+    if time.year >= 2050:
+        return f'{{generalTime,"{time:%Y%m%d%H%M%SZ}"}}'
+    return f"20{time:%y-%m-%dT%H:%M:%SZ}"

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.channels import ChannelState, Mode
@@ -147,16 +148,19 @@ def _tls(live: Live) -> _Tls:
 
 @functools.cache
 def suites() -> Mapping[str, Suite]:
-    """By OpenSSL's name: all that this OpenSSL knows."""
+    """By OpenSSL's name: all in which the server has a certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.set_ciphers("ALL:!aNULL:!PSK:!SRP:@SECLEVEL=0")
     return {each["name"]: _suite(each) for each in context.get_ciphers()}
 
 
-def _suite(known: Mapping[str, object]) -> Suite:
-    exchange = str(known["kea"]).removeprefix("kx-")
-    signed = str(known["auth"]).removeprefix("auth-")
-    if signed not in {"any", "null"} and signed != exchange:
+def _suite(known: Mapping[str, Any]) -> Suite:
+    exchange = known["kea"].removeprefix("kx-")
+    signed = known["auth"].removeprefix("auth-")
+    if signed not in {"any", exchange}:
         exchange = f"{exchange}_{signed}"
-    cipher = str(known["symmetric"]).replace("-", "_")
-    return Suite(cipher, exchange, "aead" if known["aead"] else str(known["digest"] or ""))
+    cipher = known["symmetric"].replace("-", "_")
+    if known["name"].endswith("CCM8"):
+        cipher += "_8"
+    mac = "aead" if known["aead"] else known["digest"] or ""
+    return Suite(cipher, exchange, "sha" if mac == "sha1" else mac)

@@ -13,6 +13,7 @@ from gatekeeper.errors import StoreError
 from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
 from gatekeeper.protocol.session import Session
+from gatekeeper.protocol.states import State
 from gatekeeper.server.control import Hub, Link
 from gatekeeper.server.member import Member
 from gatekeeper.server.registry import Live
@@ -54,7 +55,7 @@ class Worker:
     def running(self, number: int, user: bytes = b"alice") -> Live:
         """A connection that runs, as far as its channels go: ``open_channel`` opens them."""
         live = self.live(number, user)
-        live.session = cast("Session", SimpleNamespace(channels={}))
+        live.session = cast("Session", SimpleNamespace(channels={}, state=State.RUNNING))
         self.registry.add(live)
         self.member.opened(number, user, b"/")
         return live

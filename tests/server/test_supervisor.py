@@ -22,7 +22,9 @@ from gatekeeper.app import App
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import ConfigError, OperatorError
+from gatekeeper.protocol.states import State
 from gatekeeper.server.exchanges import ExchangeKind
+from gatekeeper.server.messages import Message, Statistics
 from gatekeeper.server.nursery import ForkError, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
 from gatekeeper.server.shared import ConnectionNumbers
@@ -157,6 +159,137 @@ async def test_list_and_close(
         for client in ports.values():
             assert (await client.closed())["reply_text"] == b"CONNECTION_FORCED - all of you"
         await several.until(lambda: hub.user_count(b"alice") == 0, 1)
+
+
+async def test_the_fleet(tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with inside(tmp_path, fake, monkeypatch) as several:
+        clients = await several.spread()
+        for client in clients:
+            await client.open_channel(3)
+            await client.open_channel(1)
+        fleet = several.supervisor.fleet
+        infos = await fleet.connections()
+        assert len(infos) == len(clients)
+        assert [info.number for info in infos] == sorted(info.number for info in infos)
+        assert {(info.state, info.channels, info.user) for info in infos} == {
+            ("running", 2, b"alice")
+        }
+        channels = [(info.connection, info.number) for info in await fleet.channels()]
+        assert channels == [(info.number, at) for info in infos for at in (1, 3)]
+        assert sorted(await fleet.statistics()) == [1, 2, 3]
+        (upstream,) = fleet.upstreams()
+        assert upstream.status.reachable
+        assert await fleet.close(number=infos[0].number, reason=b"you") == 1
+        # A change by a thread of the supervisor's is in force when `settle` returns.
+        await asyncio.to_thread(several.supervisor._store.delete_user, b"alice")
+        await fleet.settle()
+        assert all(app._store.user(b"alice") is None for app in several.apps)
+        for app in several.apps:
+            for live in app._registry:
+                assert live.session is not None
+                assert live.session.state is not State.RUNNING
+        ends = {bytes((await client.closed())["reply_text"]) for client in clients}
+        assert ends == {
+            b"CONNECTION_FORCED - you",
+            b"CONNECTION_FORCED - user 'alice' is deleted",
+        }
+
+
+async def test_max_channels_over_all_workers(
+    tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ's text; what ends, however, is free again; a limit of now counts."""
+    text = b"NOT_ALLOWED - number of channels opened for user 'alice' has reached the maximum "
+    text += b"allowed user limit of %d"
+    async with inside(tmp_path, fake, monkeypatch) as several:
+        clients = list(await several.spread())
+        hub, store, fleet = (
+            several.supervisor.hub,
+            several.supervisor._store,
+            several.supervisor.fleet,
+        )
+        for client in clients:
+            await client.open_channel(1)
+        limit = len(clients) + 2
+        await asyncio.to_thread(store.set_user_limits, b"alice", {"max-channels": limit})
+        await fleet.settle()
+        await clients[0].open_channel(2)
+        await clients[-1].open_channel(2)
+        assert hub.channel_count(b"alice") == limit
+        clients[1].send(2, "channel.open")
+        assert (await clients[1].closed())["reply_text"] == text % limit
+        clients.pop(1)
+        await several.until(lambda: hub.channel_count(b"alice") == limit - 1, 3)
+        clients[0].abort()
+        clients.pop(0)
+        await several.until(lambda: hub.channel_count(b"alice") == limit - 3, 3)
+        # Churn, closes by either side, and refusals leave nothing behind.
+        client = clients[0]
+        for number in range(10, 60):
+            await client.open_channel(number)
+            client.send(number, "channel.close", reply_code=200, reply_text=b"")
+            await client.expect("channel.close-ok", number)
+        store.set_permissions(b"alice", b"/", b"", b"", b"")
+        await fleet.settle()
+        for number in range(60, 70):
+            await client.open_channel(number)
+            client.publish(number, b"amq.topic", b"k")
+            await client.expect("channel.close", number)
+            client.send(number, "channel.close-ok")
+        await several.until(lambda: hub.channel_count(b"alice") == limit - 3, 3)
+        counted = sum(app._registry.channel_count(b"alice") for app in several.apps)
+        assert counted == limit - 3
+        store.clear_user_limits(b"alice")
+        await fleet.settle()
+        await client.open_channel(99)
+        await several.until(lambda: hub.channel_count(b"alice") == limit - 2, 3)
+        assert await fleet.close(user=b"alice", reason=b"x") == len(clients)
+        for each in clients:
+            await each.closed()
+        await several.until(lambda: hub.channel_count(b"alice") is None, 3)
+        members = [app._place.member for app in several.apps if app._place is not None]
+        await several.until(lambda: not any(member._watched for member in members), 3)
+
+
+async def test_a_worker_that_answers_nothing_is_killed(
+    tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert supervisor_module.PING_TIMEOUT * supervisor_module.PINGS_MISSED == 15
+    monkeypatch.setattr(supervisor_module, "PING_TIMEOUT", 0.05)
+    async with inside(tmp_path, fake, monkeypatch) as several:
+        killed: list[int] = []
+
+        def kill(pid: int) -> None:
+            killed.append(pid)
+            channel.close()  # as a killed process does
+
+        monkeypatch.setattr(several, "kill", kill)
+        place = several.apps[1]._place
+        assert place is not None
+        channel = place.member._channel
+        assert channel is not None
+        received = channel._on_message
+        asked: list[Message] = []
+        # One answer that does not come, as of a busy worker, is no reason.
+        channel._on_message = asked.append
+        await several.until(lambda: asked, 3)
+        answered: list[Message] = []
+
+        def answer(message: Message) -> None:
+            answered.append(message)
+            received(message)
+
+        channel._on_message = answer
+        await several.until(lambda: len(answered) > 1, 3)
+        assert not killed
+        asked.clear()
+        channel._on_message = asked.append
+        line = await several.log.wait_for(r"^worker \d \(process \d+\) has answered nothing for ")
+        assert line.endswith("has answered nothing for 0.15 s: killed")
+        assert killed == [int(line.partition("(process ")[2].partition(")")[0])]
+        assert len(asked) == 3
+        assert {type(message) for message in asked} == {Statistics}
+        await several.log.wait_for(r"listens again")
 
 
 @pytest.mark.parametrize("through", ["supervisor", "worker"])

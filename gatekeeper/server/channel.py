@@ -54,6 +54,7 @@ class Channel(asyncio.Protocol):
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._parts: dict[int, list[Part]] = {}
+        self._patience: dict[int, Callable[[], None]] = {}
         self._writable = asyncio.Event()
 
     @classmethod
@@ -108,6 +109,7 @@ class Channel(asyncio.Protocol):
         if isinstance(message, Part):
             self._parts.setdefault(message.id, []).append(message)
             if message.more:
+                self._patience[message.id]()
                 return True
         if isinstance(message, Undone):
             future.set_exception(NoAnswerError(message.error))
@@ -165,16 +167,19 @@ class Channel(asyncio.Protocol):
         try:
             if not self.send(make(request)):
                 raise NoAnswerError("it is gone or does not read")
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(within) as deadline:
+                loop = asyncio.get_running_loop()
+                self._patience[request] = lambda: deadline.reschedule(loop.time() + within)
                 return await future
         except TimeoutError:
             raise NoAnswerError(f"no answer within {within:g} s") from None
         finally:
             self._waiting.pop(request, None)
             self._parts.pop(request, None)
+            self._patience.pop(request, None)
 
     async def ask_list(self, make: Callable[[int], Message], within: float) -> list[Part]:
-        """As :meth:`ask`, where the answer comes in parts; all of them."""
+        """As :meth:`ask`, where the answer comes in parts; all of them. within: to the next."""
         parts: list[Part] = []
 
         def collect(request: int) -> Message:

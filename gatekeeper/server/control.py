@@ -108,7 +108,8 @@ class Hub:
             lambda message: self._received(link, message),
             lambda reason: self._lost(link, reason),
         )
-        self._places.joined(link.channel)
+        if link.channel.open:  # else nobody would say that it is gone
+            self._places.joined(link.channel)
         return link
 
     def _lost(self, link: Link, reason: str) -> None:

@@ -7,6 +7,7 @@ import datetime as dt
 import socket
 import ssl
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from gatekeeper.server.control import Hub
 from gatekeeper.server.describe import PROPERTIES_LIMIT, Suite, shown_properties, suites
 from gatekeeper.server.fleet import HubFleet, SilentWorkersError, worst
 from gatekeeper.server.infos import UpstreamStatus
+from gatekeeper.server.messages import Listed, encode
 from tests.server.local import LocalGate, gate
 from tests.server.peers import FakeBroker
 from tests.server.plane import Plane
+from tests.server.test_control_messages import INFO
 from tests.server.test_tls import VERIFY, pem
 from tests.support.rabbit import TlsFiles
 
@@ -350,3 +353,14 @@ async def test_a_long_list_comes_in_parts(plane: Plane) -> None:
     infos = await HubFleet(plane.hub, {}).connections()
     assert [info.number for info in infos] == list(range(1, 60, 2))
     assert infos[0].client_properties == lives[0].properties
+
+
+async def test_a_list_may_take_its_time_as_long_as_it_comes(plane: Plane) -> None:
+    sock, _ = await plane.raw(1)
+    asked = asyncio.get_running_loop().create_task(plane.hub.list_connections(within=0.3))
+    for number in range(1, 7):
+        await asyncio.sleep(0.1)
+        sock.send(encode(Listed(1, (replace(INFO, number=number),), more=number < 6)))
+    answers = await asked
+    assert not answers.silent
+    assert [info.number for info in answers.by_worker[1]] == [1, 2, 3, 4, 5, 6]

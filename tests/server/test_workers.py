@@ -247,6 +247,38 @@ async def test_limits_hold_over_all_workers(tmp_path: Path, fake: FakeBroker) ->
             await several.login("alice", "v2")
 
 
+async def test_a_killed_workers_channels_are_free(tmp_path: Path, fake: FakeBroker) -> None:
+    async with workers(tmp_path, fake) as several:
+        with several.store() as store:
+            store.set_user_limits(b"alice", {"max-channels": 4})
+        await asyncio.sleep(1.3)
+        held = await several.spread()
+        victim, survivor = held
+        for pid in (victim, survivor):
+            for client in held[pid][:2]:
+                assert await open_ok(client)
+        extra = await several.login()
+        extra.send(1, "channel.open")
+        assert (await extra.closed())["reply_text"].endswith(b"maximum allowed user limit of 4")
+        for _ in range(2):
+            os.kill(victim, signal.SIGKILL)
+            await several.until(
+                lambda victim=victim: victim not in several.pids() and len(several.pids()) == 2,
+                "is replaced",
+            )
+            (victim,) = [pid for pid in several.pids() if pid != survivor]
+            # Two places are free, whoever takes them; not three.
+            again = held[survivor][0]
+            await again.open_channel(10)
+            await again.open_channel(11)
+            extra = await several.login()
+            extra.send(1, "channel.open")
+            assert (await extra.closed())["reply_text"].endswith(b"user limit of 4")
+            for number in (10, 11):
+                again.send(number, "channel.close", reply_code=200, reply_text=b"")
+                await again.expect("channel.close-ok", number)
+
+
 async def test_revocation_reaches_every_worker(tmp_path: Path, fake: FakeBroker) -> None:
     async with workers(tmp_path, fake) as several:
         held = await several.spread()

@@ -11,13 +11,15 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from gatekeeper.config import tls
 from gatekeeper.config.backends import backends, module
 from gatekeeper.config.settings import (
     Address,
+    Anonymous,
     BackendPair,
+    CertLogin,
     Limits,
     LogFormat,
     LogLevel,
@@ -55,7 +57,9 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         handshake_timeout=None if math.isinf(timeout) else timeout,
         ssl_handshake_timeout=typed.one("ssl_handshake_timeout", float),
         limits=_limits(typed, warnings),
-        auth_mechanisms=_mechanisms(typed),
+        auth_mechanisms=_mechanisms(typed, problems, ssl=bool(ssl)),
+        cert_login=_cert_login(typed),
+        anonymous=_anonymous(typed),
         auth_backends=_backends(typed, problems, warnings),
         backends=backends(typed, problems, warnings),
         loopback_users=_loopback_users(typed),
@@ -145,10 +149,35 @@ def _limits(typed: Typed, warnings: list[str]) -> Limits:
     )
 
 
-def _mechanisms(typed: Typed) -> tuple[str, ...]:
+def _mechanisms(typed: Typed, problems: Problems, *, ssl: bool) -> tuple[str, ...]:
     """By the text of the label (10 before 2), as RabbitMQ sorts them; each once."""
     labelled = typed.many("auth_mechanisms.$name", str)
+    external = next((label for label, name in labelled.items() if name == "EXTERNAL"), None)
+    verified = ssl and typed.one("ssl_options.verify", str) == "verify_peer"
+    if external is not None and not verified:
+        problems.add(
+            typed.place("auth_mechanisms.$name", external),
+            "EXTERNAL needs a TLS listener with ssl_options.verify = verify_peer: nobody could log"
+            " in by it",
+        )
     return tuple(dict.fromkeys(labelled[label] for label in sorted(labelled)))
+
+
+def _cert_login(typed: Typed) -> CertLogin:
+    source = typed.one("ssl_cert_login_from", str)
+    return CertLogin(
+        source=cast("Any", source.replace("alt_name", "alternative_name")),
+        san_type=cast("Any", typed.one("ssl_cert_login_san_type", str)),
+        san_index=typed.one("ssl_cert_login_san_index", int),
+    )
+
+
+def _anonymous(typed: Typed) -> Anonymous | None:
+    """None where it is switched off (``anonymous_login_user = none``)."""
+    user = typed.one("anonymous_login_user", str)
+    if user == "none":
+        return None
+    return Anonymous(user=user.encode(), password=typed.one("anonymous_login_pass", Secret))
 
 
 def _backends(typed: Typed, problems: Problems, warnings: list[str]) -> tuple[BackendPair, ...]:

@@ -32,7 +32,7 @@ _NAME = types.string(pattern=".+", expected="a name, not an empty text")
 _SECRET = types.secret()
 _PEM = types.pem_file()
 _LISTENER = types.listener()
-_MECHANISM = types.enum("PLAIN", "AMQPLAIN", later=("EXTERNAL", "ANONYMOUS", "RABBIT-CR-DEMO"))
+_MECHANISM = types.enum("PLAIN", "AMQPLAIN", "ANONYMOUS", "EXTERNAL", "RABBIT-CR-DEMO")
 _TLS_VERSION = types.enum("tlsv1", "tlsv1.1", "tlsv1.2", "tlsv1.3")
 _VERIFY = types.enum("verify_peer", "verify_none")
 _DEPTH = types.integer(0, 255)
@@ -372,8 +372,41 @@ SECTIONS: tuple[Section, ...] = (
             row(
                 "auth_mechanisms.$name",
                 _MECHANISM,
-                {"1": "PLAIN", "2": "AMQPLAIN"},
+                {"1": "PLAIN", "2": "AMQPLAIN", "3": "ANONYMOUS"},
                 "A SASL mechanism to offer, in the alphabetical order of the last words.",
+            ),
+            row(
+                "anonymous_login_user",
+                _NAME,
+                "guest",
+                "The user that ANONYMOUS logs in; `none`: it is not offered.",
+            ),
+            row(
+                "anonymous_login_pass",
+                _SECRET,
+                "guest",
+                "Its password, which the backends judge like anybody's.",
+            ),
+            row(
+                "ssl_cert_login_from",
+                types.enum(
+                    *("distinguished_name", "common_name"),
+                    *("subject_alternative_name", "subject_alt_name"),
+                ),
+                "distinguished_name",
+                "Where EXTERNAL finds the user's name in the client's certificate.",
+            ),
+            row(
+                "ssl_cert_login_san_type",
+                types.enum("dns", "ip", "email", "uri", "other_name"),
+                "dns",
+                "The type of alternative name that is the user's.",
+            ),
+            row(
+                "ssl_cert_login_san_index",
+                types.integer(0, 1000),
+                "0",
+                "Which alternative name of this type, counted from 0.",
             ),
             row(
                 "auth_backends.$num",

@@ -137,6 +137,28 @@ class BackendPair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertLogin:
+    """``ssl_cert_login_*``: where in its certificate EXTERNAL finds a client's name.
+
+    san_index: among the alternative names of san_type, from 0.
+    """
+
+    source: Literal["distinguished_name", "common_name", "subject_alternative_name"] = (
+        "distinguished_name"
+    )
+    san_type: Literal["dns", "ip", "email", "uri", "other_name"] = "dns"
+    san_index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anonymous:
+    """``anonymous_login_*``: whom the mechanism ANONYMOUS logs in."""
+
+    user: bytes
+    password: Secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Permissions:
     """Regular expressions, as RabbitMQ's ``set_permissions`` takes them."""
 
@@ -220,6 +242,8 @@ class Settings:
     ssl_handshake_timeout: float
     limits: Limits
     auth_mechanisms: tuple[str, ...]
+    cert_login: CertLogin = field(default_factory=CertLogin)
+    anonymous: Anonymous | None
     auth_backends: tuple[BackendPair, ...]
     backends: BackendsSettings
     loopback_users: frozenset[bytes]

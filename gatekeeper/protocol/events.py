@@ -66,12 +66,14 @@ class Login:
 
     client_properties: raw table content, well-formed. capabilities: those that are true.
     client_name: the ``connection_name`` property, if it is a long string.
+    refusal: why the mechanism itself says no; there is nothing left to decide then.
     """
 
     credentials: Credentials
     client_properties: bytes
     capabilities: frozenset[bytes]
     client_name: bytes | None
+    refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

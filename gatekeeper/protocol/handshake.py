@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gatekeeper.errors import AmqpError, ReplyCode, reply_text
+from gatekeeper.model import Credentials
 from gatekeeper.protocol import sasl, wire
 from gatekeeper.protocol.erlang import amqp_error, frame_octets
 from gatekeeper.protocol.events import (
@@ -293,8 +294,14 @@ class ClientHandshake:
             self.state = State.SECURING
             self._events.append(Send(wire.method(0, 10, 20, wire.longstr(answer.data))))
             return
+        refusal = None
+        if isinstance(answer, sasl.Refusal):
+            refusal = answer.reason
+            answer = Credentials(self._mechanism, b"")
         self._awaits = _Awaits.LOGIN
-        self._events.append(Login(answer, self._properties, self._capabilities, self._client_name))
+        self._events.append(
+            Login(answer, self._properties, self._capabilities, self._client_name, refusal)
+        )
 
     def _tune_ok(self, fields: tuple[Any, ...]) -> None:
         channel_max, frame_max, heartbeat = fields

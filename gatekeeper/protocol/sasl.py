@@ -36,14 +36,23 @@ class SaslError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """The mechanism itself refuses the login; ``reason`` is for the log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Challenge:
     """Bytes for connection.secure, and what to do with the response to them."""
 
     data: bytes
-    answer: Callable[[bytes], Credentials | Challenge]
+    answer: Callable[[bytes], Answer]
 
 
-Mechanism = Callable[[bytes], Credentials | Challenge]
+Answer = Credentials | Challenge | Refusal
+
+Mechanism = Callable[[bytes], Answer]
 """The first response -> an answer. Raises SaslError, or WireError for a malformed table."""
 
 
@@ -92,6 +101,25 @@ def cr_demo(response: bytes) -> Challenge:
     return Challenge(b"Please tell me your password", answer)
 
 
+def external(name: bytes | Refusal) -> Mechanism:
+    """EXTERNAL: the client is who its TLS certificate says; the response does not matter.
+
+    name: from the certificate, or why there is none.
+    Source: RabbitMQ ``rabbit_auth_mechanism_ssl``.
+    """
+    answer = name if isinstance(name, Refusal) else Credentials("EXTERNAL", name)
+    return lambda _response: answer
+
+
+def anonymous(username: bytes, password: Secret) -> Mechanism:
+    """ANONYMOUS: everybody is this one user; the response does not matter.
+
+    Source: RabbitMQ 4.0 ``rabbit_auth_mechanism_anonymous``.
+    """
+    answer = Credentials("ANONYMOUS", username, password)
+    return lambda _response: answer
+
+
 MECHANISMS: Final[Mapping[str, Mechanism]] = MappingProxyType(
     {"PLAIN": plain, "AMQPLAIN": amqplain, "RABBIT-CR-DEMO": cr_demo}
 )
@@ -127,7 +155,7 @@ def parse(mechanism: str, response: bytes) -> Credentials:
         answer = start(response)
     except wire.WireError as error:
         raise SaslError(f"response {_hidden(response)} is malformed: {error}") from None
-    if isinstance(answer, Challenge):
+    if not isinstance(answer, Credentials):
         raise SaslError(f"mechanism {mechanism} needs a challenge")
     return answer
 

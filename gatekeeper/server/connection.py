@@ -40,6 +40,7 @@ from gatekeeper.server.describe import shown_properties
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
+from gatekeeper.server.mechanisms import mechanisms
 from gatekeeper.server.pump import End, Pump
 from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.tasks import Owner
@@ -97,9 +98,11 @@ class Connection:
         )
         settings = gate.settings
         channel_max, frame_max, heartbeat = gate.upstreams.offer(settings.limits)
+        offered, able = mechanisms(settings, endpoint, peer)
         self._handshake = ClientHandshake(
             server_properties=gate.upstreams.server_properties(),
-            mechanisms=settings.auth_mechanisms,
+            mechanisms=offered,
+            sasl_mechanisms=able,
             channel_max=channel_max,
             frame_max=frame_max,
             heartbeat=heartbeat,
@@ -185,6 +188,9 @@ class Connection:
     async def _authenticate(self, login: Login) -> Identity | None:
         if login.client_name:
             self._lines.client_name(login.client_name)
+        if login.refusal is not None:
+            await self._fail(self._handshake.refuse_login(login.refusal))
+            return None
         result = await self._gate.engine.login(login.credentials, self._peer)
         if isinstance(result, LoginRefused):
             self._lines.login_failed(login.credentials.username, result.reason)

@@ -136,11 +136,6 @@ ELSEWHERE = re.compile(
 )
 HARMLESS = {
     # Identity from a certificate, and ANONYMOUS: mechanisms that the gate refuses to offer.
-    "anonymous_login_pass",
-    "anonymous_login_user",
-    "ssl_cert_login_from",
-    "ssl_cert_login_san_index",
-    "ssl_cert_login_san_type",
     # What the gate does is the stricter side, whatever is asked for.
     "ssl_allow_poodle_attack",
     "ssl_options.client_renegotiation",

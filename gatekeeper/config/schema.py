@@ -94,6 +94,13 @@ SECTIONS: tuple[Section, ...] = (
                 required=True,
             ),
             row(
+                _UPSTREAM + "auth_mechanism",
+                types.enum("PLAIN", "EXTERNAL"),
+                "PLAIN",
+                "How the service account logs in; `EXTERNAL`: by the certificate of this "
+                "upstream's ssl_options, and without a password.",
+            ),
+            row(
                 _UPSTREAM + "ssl",
                 _BOOLEAN,
                 "false",

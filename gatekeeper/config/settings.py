@@ -186,6 +186,7 @@ class Upstream:
     vhosts: routed here; the upstream ``default`` also serves every vhost routed nowhere else.
     credentials: ``service`` logs in upstream as username, ``client`` as the client did.
     username, password: the service account; both empty where there is none.
+    auth_mechanism: of the service account; EXTERNAL logs in by the certificate of ``tls``.
     tls: None is a plain connection.
     proxy_protocol: the header that tells the broker the client's address, None for no header.
     """
@@ -196,6 +197,7 @@ class Upstream:
     credentials: Literal["service", "client"] = "service"
     username: bytes = b""
     password: Secret = field(default_factory=lambda: Secret(b""))
+    auth_mechanism: Literal["PLAIN", "EXTERNAL"] = "PLAIN"
     tls: ClientTls | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeVar, cast
 
-from gatekeeper.config.settings import Address, Upstream
+from gatekeeper.config.settings import Address, ClientTls, Upstream
 from gatekeeper.config.tls import client_tls
 from gatekeeper.config.typed import Problems, Typed
 from gatekeeper.model import Secret
@@ -50,7 +50,11 @@ def _upstream(typed: Typed, name: str, problems: Problems, warnings: list[str]) 
             typed.place(_PREFIX + "vhosts.$n", name, "1"),
             "is missing; without a virtual host nothing is routed to this upstream",
         )
-    if credentials == "service" or username or password.value:
+    mechanism = typed.one(_PREFIX + "auth_mechanism", str, name)
+    tls = client_tls(typed, name, problems, warnings)
+    if mechanism == "EXTERNAL":
+        _check_external(typed, name, tls, password, problems)
+    elif credentials == "service" or username or password.value:
         for key, value in (("username", username), ("password", password.value)):
             if not value:
                 problems.add(
@@ -64,11 +68,28 @@ def _upstream(typed: Typed, name: str, problems: Problems, warnings: list[str]) 
         credentials=credentials,
         username=username.encode(),
         password=password,
-        tls=client_tls(typed, name, problems, warnings),
+        auth_mechanism="EXTERNAL" if mechanism == "EXTERNAL" else "PLAIN",
+        tls=tls,
         proxy_protocol=cast(
             "Literal['v1', 'v2'] | None", typed.optional(_PREFIX + "proxy_protocol", str, name)
         ),
     )
+
+
+def _check_external(
+    typed: Typed, name: str, tls: ClientTls | None, password: Secret, problems: Problems
+) -> None:
+    if tls is None or tls.certfile is None:
+        problems.add(
+            typed.place(_PREFIX + "auth_mechanism", name),
+            "EXTERNAL needs a client certificate; set ssl = true, ssl_options.certfile and"
+            " ssl_options.keyfile of this upstream",
+        )
+    elif password.value:
+        problems.add(
+            typed.place(_PREFIX + "password", name),
+            "has no effect with auth_mechanism = EXTERNAL; remove it",
+        )
 
 
 def _check_routes(typed: Typed, found: Mapping[str, Upstream], problems: Problems) -> None:

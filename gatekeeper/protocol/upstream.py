@@ -58,7 +58,7 @@ class UpstreamHandshake:
     def __init__(
         self,
         *,
-        mechanism: Literal["PLAIN", "AMQPLAIN"],
+        mechanism: Literal["PLAIN", "AMQPLAIN", "EXTERNAL"],
         username: bytes,
         password: Secret,
         vhost: bytes,
@@ -182,12 +182,15 @@ class UpstreamHandshake:
         return self._mechanism == "PLAIN" and b"\0" in self._username + self._password.value
 
     def _start_ok(self) -> bytes:
-        if self._mechanism == "PLAIN":
-            response = b"\0" + self._username + b"\0" + self._password.value
-        else:
-            response = wire.table(
-                [(b"LOGIN", ("S", self._username)), (b"PASSWORD", ("S", self._password.value))]
-            )
+        match self._mechanism:
+            case "PLAIN":
+                response = b"\0" + self._username + b"\0" + self._password.value
+            case "AMQPLAIN":
+                response = wire.table(
+                    [(b"LOGIN", ("S", self._username)), (b"PASSWORD", ("S", self._password.value))]
+                )
+            case "EXTERNAL":
+                response = b""  # the certificate says it
         args = (
             wire.longstr(self._client_properties)
             + wire.shortstr(self._mechanism.encode())

@@ -109,7 +109,7 @@ class UpstreamLink:
 
     @property
     def has_service_account(self) -> bool:
-        return bool(self.settings.username)
+        return bool(self.settings.username) or self.settings.auth_mechanism == "EXTERNAL"
 
     async def connect(
         self,
@@ -126,7 +126,7 @@ class UpstreamLink:
         UpstreamUnavailableError, UpstreamRefusedError.
         """
         settings = self.settings
-        mechanism: Literal["PLAIN", "AMQPLAIN"] = "PLAIN"
+        mechanism: Literal["PLAIN", "AMQPLAIN", "EXTERNAL"] = settings.auth_mechanism
         username, password = settings.username, settings.password
         if settings.credentials == "client" and peer is not None:
             username, password = credentials.username, credentials.password or Secret(b"")

@@ -348,6 +348,8 @@ REFUSED = [
     (OTHER + UP + "vhosts.1 = v", "upstreams.b.vhosts.1: this virtual host is already routed to the upstream default"),
     ("upstreams.c.servers.1 = x:1\nupstreams.c.credentials = client", "upstreams.c.vhosts.1: is missing"),
     ("upstreams.c.vhosts.1 = x\nupstreams.c.credentials = client", "upstreams.c.servers.1: is missing"),
+    (UP + "auth_mechanism = EXTERNAL", "upstreams.default.auth_mechanism: EXTERNAL needs a client certificate"),
+    (UP + "auth_mechanism = EXTERNAL\n" + UP + "ssl = true\n" + UP + "ssl_options.certfile = server.pem\n" + UP + "ssl_options.keyfile = server-key.pem", "upstreams.default.password: has no effect with auth_mechanism = EXTERNAL"),
     ("upstreams.c.servers.1 = x:1\nupstreams.c.vhosts.1 = x\nupstreams.c.username = u", "upstreams.c.password: is missing or empty"),
     ("upstreams.c.servers.1 = x:1\nupstreams.c.vhosts.1 = x\nupstreams.c.credentials = client\nupstreams.c.password = p", "upstreams.c.username: is missing or empty"),
     # secrets

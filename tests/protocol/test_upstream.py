@@ -148,6 +148,15 @@ def test_amqplain() -> None:
     assert wire.shortstr(b"AMQPLAIN") + wire.longstr(response) in reply.data
 
 
+def test_external() -> None:
+    """The certificate says who it is: not a byte of the account goes out."""
+    machine = make("EXTERNAL", b"service", b"swordfish")
+    reply = feed_whole(machine, start(mechanisms=b"EXTERNAL PLAIN"))[1]
+    assert isinstance(reply, Send)
+    assert wire.shortstr(b"EXTERNAL") + wire.longstr(b"") + wire.shortstr(b"en_US") in reply.data
+    assert b"swordfish" not in reply.data
+
+
 @pytest.mark.parametrize("offered", [(2047, 131072, 60), (0, 0, 0), (1, 4096, 1)])
 def test_a_probe_takes_what_is_offered(offered: tuple[int, int, int]) -> None:
     machine = make(wanted=None)

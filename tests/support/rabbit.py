@@ -113,6 +113,7 @@ class RabbitNode:
     folder: everything it writes; it may exist, and is kept when the node stops.
     conf: further lines for its rabbitmq.conf.
     management: start the management API (slower to boot by a second).
+    plugins: further plugins to start.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class RabbitNode:
         definitions: Definitions | None = None,
         conf: str = "",
         management: bool = False,
+        plugins: Iterable[str] = (),
         tls: TlsFiles | None = None,
         port: int | None = None,
     ) -> None:
@@ -129,6 +131,7 @@ class RabbitNode:
         self.definitions = definitions
         self.conf = conf
         self.management = management
+        self.plugins = tuple(plugins)
         self.tls = tls
         self.port = port or free_port()
         self.tls_port = free_port() if tls else 0
@@ -272,8 +275,8 @@ class RabbitNode:
             path.write_text(json.dumps(self.definitions, indent=2))
             lines.append(f"load_definitions = {path}")
         (self.folder / "rabbitmq.conf").write_text("\n".join([*lines, self.conf, ""]))
-        plugins = "[rabbitmq_management]." if self.management else "[]."
-        (self.folder / "enabled_plugins").write_text(plugins + "\n")
+        plugins = ["rabbitmq_management"] * self.management + [*self.plugins]
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
 
     def _environment(self) -> dict[str, str]:
         folder = self.folder

@@ -1,18 +1,21 @@
 """RabbitMQ's internal backend: users and permissions of the gate's own store.
 
-Every answer comes at once: from the store's caches, or by one indexed look-up in its file. A
-store that cannot be read refuses; why is for the log alone, for it names files.
+Every answer comes at once: from the store's caches, or by one indexed look-up in its file.
+Except for passwords where argon2id is in use: those are judged in threads, all of them for the
+same time, and one that is still kept by another algorithm is hashed anew once it is known to be
+right. A store that cannot be read refuses; why is for the log alone, for it names files.
 Source: ``rabbit_auth_backend_internal``.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 import structlog
 
+from gatekeeper.backends.hashing import HashingThreads
 from gatekeeper.errors import StoreError
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
 from gatekeeper.policy.permissions import check_resource, check_topic
@@ -27,14 +30,15 @@ UNREADABLE = "the user database cannot be read"
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_A = TypeVar("_A")
 
 
-def _unreadable(answer: _T) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+def _unreadable(answer: _A) -> Callable[[Callable[_P, _T]], Callable[_P, _T | _A]]:
     """What a method answers when the store fails it."""
 
-    def decorate(ask: Callable[_P, _T]) -> Callable[_P, _T]:
+    def decorate(ask: Callable[_P, _T]) -> Callable[_P, _T | _A]:
         @functools.wraps(ask)
-        def asked(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        def asked(*arguments: _P.args, **options: _P.kwargs) -> _T | _A:
             try:
                 return ask(*arguments, **options)
             except StoreError as error:
@@ -56,13 +60,16 @@ class InternalBackend:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._threads = HashingThreads()
 
     @property
     def name(self) -> str:
         return NAME
 
     @_unreadable(_NO_LOGIN)
-    def authenticate(self, credentials: Credentials, peer: Peer) -> LoginAnswer:
+    def authenticate(
+        self, credentials: Credentials, peer: Peer
+    ) -> LoginAnswer | Awaitable[LoginAnswer]:
         """Refusal reasons are RabbitMQ's, and the same for an unknown user and a wrong password.
 
         Without a password (EXTERNAL: the certificate was the proof) the user only has to exist.
@@ -74,12 +81,52 @@ class InternalBackend:
         if not password:
             return Refused(_blank_password(name))
         user = self._store.user(name)
+        used = {self._store.algorithm} if user is None else {self._store.algorithm, user.algorithm}
+        if any(map(passwords.is_slow, used)):
+            return self._authenticate_slowly(name, password, user)
         if user is None:
             passwords.verify(password, None)  # for the time it takes
             return Refused(_invalid_credentials(name))
         if not passwords.verify(password, user.password_hash, user.algorithm):
             return Refused(_invalid_credentials(name))
         return _accepted(user)
+
+    async def _authenticate_slowly(
+        self, name: bytes, password: bytes, user: User | None
+    ) -> LoginAnswer:
+        while True:
+            job = functools.partial(self._is_password_of, user, password)
+            if not await self._threads.run(job) or user is None:
+                return Refused(_invalid_credentials(name))
+            try:
+                now = self._store.user(name)
+            except StoreError as error:
+                _log.error("internal backend: refused", reason=str(error))
+                return _NO_LOGIN
+            if now is not None and _proof(now) == _proof(user):
+                return _accepted(now)
+            user = now  # changed, hashed anew or deleted meanwhile: the old hash proves nothing
+
+    def _is_password_of(self, user: User | None, password: bytes) -> bool:
+        """In a thread. Whoever the user is, and whatever the answer, it takes as long."""
+        wanted = self._store.algorithm
+        if user is None:
+            return passwords.verify(password, None, wanted)
+        matched = passwords.verify(password, user.password_hash, user.algorithm)
+        if passwords.is_slow(wanted) and user.algorithm != wanted:
+            if matched:
+                self._hash_anew(user, password)
+            else:
+                passwords.verify(password, None, wanted)
+        return matched
+
+    def _hash_anew(self, user: User, password: bytes) -> None:
+        try:
+            hashed = passwords.hash_password(password, self._store.algorithm)
+            self._store.rehash_password(user, hashed)
+        except (StoreError, ValueError) as error:
+            # The login stands, and the next one tries again.
+            _log.error("internal backend: password not hashed anew", reason=str(error))
 
     @_unreadable(_NO_LOGIN)
     def authorize_login(self, username: bytes, credentials: Credentials, peer: Peer) -> LoginAnswer:
@@ -132,6 +179,10 @@ class InternalBackend:
     def _existing(self, name: bytes) -> LoginAnswer:
         user = self._store.user(name)
         return Refused(_invalid_credentials(name)) if user is None else _accepted(user)
+
+
+def _proof(user: User) -> tuple[int, bytes, str]:
+    return user.incarnation, user.password_hash, user.algorithm
 
 
 _UNTAGGED: frozenset[str] = frozenset()

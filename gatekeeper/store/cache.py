@@ -19,6 +19,7 @@ from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store.records import (
     MetadataChanged,
     PasswordChanged,
+    PasswordRehashed,
     PermissionsChanged,
     Reloaded,
     StoreEvent,
@@ -173,6 +174,7 @@ class CachedReader:
             case (
                 UserAdded(name)
                 | PasswordChanged(name)
+                | PasswordRehashed(name)
                 | UserTagsChanged(name)
                 | UserLimitsChanged(name)
             ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gatekeeper.store.records import (
     MetadataChanged,
     PasswordChanged,
+    PasswordRehashed,
     PermissionsChanged,
     StoreEvent,
     TopicPermissionsChanged,
@@ -20,7 +21,14 @@ from gatekeeper.store.records import (
 
 _OF_USERS = {
     kind.__name__: kind
-    for kind in (UserAdded, UserDeleted, PasswordChanged, UserTagsChanged, UserLimitsChanged)
+    for kind in (
+        UserAdded,
+        UserDeleted,
+        PasswordChanged,
+        PasswordRehashed,
+        UserTagsChanged,
+        UserLimitsChanged,
+    )
 }
 _OF_VHOSTS = {
     kind.__name__: kind for kind in (VhostAdded, VhostDeleted, VhostChanged, VhostLimitsChanged)

@@ -32,7 +32,7 @@ from gatekeeper.store.definitions_parse import (
     parse,
 )
 from gatekeeper.store.draft import Draft
-from gatekeeper.store.records import User, Vhost
+from gatekeeper.store.records import IMPORTED_HASH, User, Vhost
 from gatekeeper.store.refusals import (
     CredentialRefusedError,
     NoSuchUserError,
@@ -42,9 +42,6 @@ from gatekeeper.store.refusals import (
 )
 from gatekeeper.store.rows import Reader
 from gatekeeper.store.store import Store
-
-IMPORTED_HASH = "imported_definition_hash_value"
-"""The metadata key of the last import's hash, by RabbitMQ's name for it."""
 
 FORMAT_VERSION = "4.3.5"
 """The RabbitMQ version whose format an export has."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from gatekeeper.errors import DefinitionsError
-from gatekeeper.store.draft import is_text
+from gatekeeper.store.checks import is_text
 from gatekeeper.store.refusals import one_line
 
 

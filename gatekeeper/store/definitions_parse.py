@@ -13,8 +13,8 @@ from typing import Protocol
 
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
+from gatekeeper.store.checks import check_pattern, checked_limits, checked_tags
 from gatekeeper.store.definitions_json import Document, Entry, JsonObject, kind_of
-from gatekeeper.store.draft import check_pattern, checked_limits, checked_tags
 from gatekeeper.store.records import USER_LIMITS, VHOST_LIMITS, UserVhost, UserVhostExchange
 from gatekeeper.store.refusals import (
     InvalidLimitsError,
@@ -410,7 +410,14 @@ def _ignored(document: Document, parameters: int, globals_: int) -> tuple[str, .
 
 def _useless_hashes(document: Document, users: tuple[UserEntry, ...]) -> tuple[str, ...]:
     """RabbitMQ takes any hash; one that no password can match deserves a word."""
-    useless = [user for user in users if user.password_hash and not _fits(user)]
+    useless = [
+        user
+        for user in users
+        if user.password_hash
+        and not passwords.is_usable(
+            user.password_hash, user.algorithm or passwords.DEFAULT_ALGORITHM
+        )
+    ]
     if not useless:
         return ()
     warning = (
@@ -418,8 +425,3 @@ def _useless_hashes(document: Document, users: tuple[UserEntry, ...]) -> tuple[s
         f"not fit its hashing_algorithm, or that is unknown; the first is {useless[0].path}"
     )
     return (warning,)
-
-
-def _fits(user: UserEntry) -> bool:
-    size = passwords.hash_size(user.algorithm or passwords.DEFAULT_ALGORITHM)
-    return size is not None and size == len(user.password_hash or b"")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from gatekeeper.policy import pcre
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
+from gatekeeper.store.checks import check_pattern, checked_limits, checked_tags, must_be_text
 from gatekeeper.store.records import (
     USER_LIMITS,
     VHOST_LIMITS,
@@ -25,26 +25,15 @@ from gatekeeper.store.records import (
 )
 from gatekeeper.store.refusals import (
     CredentialRefusedError,
-    InvalidLimitsError,
     InvalidNameError,
-    InvalidPatternError,
-    InvalidTagsError,
-    InvalidTextError,
     NoSuchUserError,
     NoSuchVhostError,
     UserExistsError,
     VhostProtectedError,
 )
+from gatekeeper.store.rules import Rules
 
-MAX_TAGS = 32
-
-CredentialValidator = Callable[[bytes, bytes], str | None]
-"""User name and clear password to a complaint, or None. RabbitMQ: credential_validator."""
-
-
-def accept_everything(_username: bytes, _password: bytes) -> str | None:
-    """RabbitMQ's default validator."""
-    return None
+_FULL = PermissionSet(b".*", b".*", b".*")
 
 
 class Rows(Protocol):
@@ -73,15 +62,9 @@ class Rows(Protocol):
 class Draft:
     """The operations. Each raises a RequestError, before it has written anything."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        validator: CredentialValidator = accept_everything,
-        algorithm: str = passwords.DEFAULT_ALGORITHM,
-    ) -> None:
+    def __init__(self, rows: Rows, rules: Rules) -> None:
         self._rows = rows
-        self._validator = validator
-        self._algorithm = algorithm
+        self._rules = rules
 
     def is_blank(self) -> bool:
         """Without users or without vhosts."""
@@ -137,32 +120,41 @@ class Draft:
         algorithm: str | None = None,
         tags: Iterable[str] = (),
         limits: Mapping[str, object] | None = None,
+        permissions: Mapping[bytes, PermissionSet] | None = None,
     ) -> bool:
-        """Create or overwrite; True if the user is new. With neither password nor hash the
-        user has none afterwards. Limits that are not named stay.
+        """Create or overwrite; True if the user is new.
 
-        Source: rabbit_auth_backend_internal:put_user.
+        password_hash: raw, instead of a password; ``algorithm`` is its own. With neither, the
+        user has none afterwards, and an existing one keeps its limits as they are. Limits that
+        are not named stay. permissions: by vhost, for a new user only.
+
+        Raises InvalidNameError, CredentialRefusedError, InvalidTagsError, InvalidLimitsError,
+        InvalidPatternError, NoSuchVhostError. Source: rabbit_auth_backend_internal:put_user.
         """
         if not name:
             raise InvalidNameError("user cannot be an empty string")
         known = self._rows.user(name)
+        named = checked_limits(limits or {}, USER_LIMITS, "user-limits")
         if password is not None and password_hash is not None:
             raise CredentialRefusedError("both a password and a password hash are given; give one")
+        if known and password is None and password_hash is None:
+            named = {}
         if password is not None:
-            password_hash, algorithm = self._hash(name, password), self._algorithm
-        _must_be_text(algorithm)
-        merged = dict(known.limits) if known else {}
-        merged.update(checked_limits(limits or {}, USER_LIMITS, "user-limits"))
+            password_hash, algorithm = self._hash(name, password), self._rules.algorithm
+        must_be_text(algorithm)
         self._rows.put_user(
             User(
                 name=name,
                 password_hash=password_hash or b"",
-                algorithm=algorithm or self._algorithm,
+                algorithm=algorithm or self._rules.algorithm,
                 tags=checked_tags(tags),
-                limits=merged,
+                limits={**known.limits, **named} if known else named,
                 incarnation=known.incarnation if known else _incarnation(),
             )
         )
+        if known is None and permissions:
+            for vhost, granted in permissions.items():
+                self.set_permissions(name, vhost, granted)
         return known is None
 
     def delete_user(self, name: bytes) -> bool:
@@ -176,17 +168,17 @@ class Draft:
         user = self.user(name)
         hashed = self._hash(name, password)
         self._rows.put_user(
-            dataclasses.replace(user, password_hash=hashed, algorithm=self._algorithm)
+            dataclasses.replace(user, password_hash=hashed, algorithm=self._rules.algorithm)
         )
 
     def change_password_hash(
         self, name: bytes, password_hash: bytes, algorithm: str | None = None
     ) -> None:
-        _must_be_text(algorithm)
+        must_be_text(algorithm)
         user = self.user(name)
         self._rows.put_user(
             dataclasses.replace(
-                user, password_hash=password_hash, algorithm=algorithm or self._algorithm
+                user, password_hash=password_hash, algorithm=algorithm or self._rules.algorithm
             )
         )
 
@@ -211,13 +203,13 @@ class Draft:
         self._rows.put_user(dataclasses.replace(user, limits=kept))
 
     def _hash(self, name: bytes, password: bytes) -> bytes:
-        complaint = self._validator(name, password)
+        complaint = self._rules.validator(name, password)
         if complaint is not None:
             raise CredentialRefusedError(complaint)
         if not password:
             return b""  # a blank password never logs anyone in
         try:
-            return passwords.hash_password(password, self._algorithm)
+            return passwords.hash_password(password, self._rules.algorithm)
         except ValueError as error:
             raise CredentialRefusedError(str(error)) from error
 
@@ -231,10 +223,16 @@ class Draft:
         tags: Iterable[str] | None = None,
         default_queue_type: str | None = None,
         protected: bool | None = None,
+        grant_to: bytes | None = None,
     ) -> bool:
-        """Create, or update what is named of the metadata; True if the vhost is new."""
+        """Create, or update what is named of the metadata; True if the vhost is new.
+
+        A new one gets the default limits and users that are configured for it. grant_to: a user
+        who then gets all permissions in it (RabbitMQ: who creates it over HTTP).
+        Source: rabbit_vhost:put_vhost, rabbit_db_vhost_defaults:apply.
+        """
         for text in (description, default_queue_type):
-            _must_be_text(text)
+            must_be_text(text)
         known = self._rows.vhost(name)
         vhost = known or Vhost(name=name, incarnation=_incarnation())
         if description is not None:
@@ -245,8 +243,19 @@ class Draft:
             vhost = dataclasses.replace(vhost, default_queue_type=default_queue_type)
         if protected is not None:
             vhost = dataclasses.replace(vhost, protected=protected)
-        self._rows.put_vhost(vhost)
-        return known is None
+        if known is not None:
+            self._rows.put_vhost(vhost)
+            return False
+        limits = self._rules.vhost_defaults.limits_of(name)
+        self._rows.put_vhost(dataclasses.replace(vhost, limits=limits))
+        for user in self._rules.vhost_defaults.users_of(name):
+            if not self.has_user(user.name):
+                password = None if user.password is None else user.password.value
+                self.put_user(user.name, password, tags=user.tags)
+            self.set_permissions(user.name, name, user.permissions)
+        if grant_to is not None and self.has_user(grant_to):
+            self._rows.put_permissions([((grant_to, name), _FULL)])
+        return True
 
     def delete_vhost(self, name: bytes) -> None:
         """Delete with all permissions in it."""
@@ -326,7 +335,16 @@ class Draft:
         self.user(user)
         self.vhost(vhost)
 
-    # -- metadata ------------------------------------------------------------------------
+    # -- metadata: RabbitMQ's global parameters, its own and the operator's ---------------
+
+    def set_global_parameter(self, name: str, value: object) -> None:
+        """``value``: anything JSON can hold. Raises InvalidTextError for a name that is none."""
+        must_be_text(name)
+        self._rows.put_metadata(name, value)
+
+    def clear_global_parameter(self, name: str) -> bool:
+        """False if there was none."""
+        return self.clear_metadata(name)
 
     def set_metadata(self, key: str, value: object) -> None:
         """``value``: anything JSON can hold."""
@@ -337,64 +355,6 @@ class Draft:
             return False
         self._rows.drop_metadata(key)
         return True
-
-
-def check_pattern(what: str, pattern: bytes) -> None:
-    """Raises InvalidPatternError unless ``pattern`` compiles."""
-    try:
-        pcre.compile(pattern)
-    except pcre.PatternError as error:
-        raise InvalidPatternError(what, pattern, error.message, error.offset) from error
-
-
-def checked_tags(tags: Iterable[str], limit: int | None = MAX_TAGS) -> tuple[str, ...]:
-    """Tags without repetitions, in order. Raises InvalidTagsError."""
-    kept = tuple(dict.fromkeys(tags))
-    if limit is not None and len(kept) > limit:
-        raise InvalidTagsError(f"a user can have at most {limit} tags (received {len(kept)})")
-    for tag in kept:
-        if not is_text(tag):
-            raise InvalidTagsError("a tag is not valid Unicode text")
-    return kept
-
-
-def checked_limits(
-    limits: Mapping[str, object], known: tuple[str, ...], where: str
-) -> dict[str, int]:
-    """Limits with known names and integer values, else InvalidLimitsError in RabbitMQ's words."""
-    unknown = [(key, value) for key, value in limits.items() if key not in known]
-    if unknown:
-        terms = ",".join(f"{{{_term(key)},{_term(value)}}}" for key, value in unknown)
-        raise InvalidLimitsError(f"Unrecognised terms [{terms}] in {where}")
-    checked: dict[str, int] = {}
-    for key, value in limits.items():
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise InvalidLimitsError(f"{key} should be a number, actually was {_term(value)}")
-        checked[key] = value
-    return checked
-
-
-def is_text(text: str) -> bool:
-    """Can it be written as UTF-8? JSON's ``\\ud800`` cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _must_be_text(text: str | None) -> None:
-    if text is not None and not is_text(text):
-        raise InvalidTextError("a text holds a lone surrogate; write the character itself")
-
-
-def _term(value: object) -> str:
-    """A JSON scalar as Erlang prints it."""
-    if isinstance(value, str):
-        return f'<<"{value}">>'
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)
 
 
 def _incarnation() -> int:

@@ -1,11 +1,13 @@
-"""RabbitMQ's password hashes, as passlib handlers in one CryptContext.
+"""RabbitMQ's password hashes, and argon2id, as passlib handlers in one CryptContext.
 
 RabbitMQ stores ``salt (4 bytes) || H(salt || password)`` and writes it as bare base64, with
 the algorithm beside it. In the context each hash carries its algorithm as a prefix
-(``$rabbit-sha256$...``), so that it cannot be taken for another. A record keeps the raw bytes.
+(``$rabbit-sha256$...``), so that it cannot be taken for another. A record keeps the raw bytes;
+of argon2id, which RabbitMQ lacks, these are the octets of its usual text (``$argon2id$v=19$...``).
 
 Every verification costs the same hash, also where there is nothing to compare with: an unknown
-user, a cleared password and a malformed hash are not told apart by time.
+user, a cleared password and a malformed hash are not told apart by time. One of argon2id takes
+some 20 ms and 19 MiB, so it has no place on the event loop.
 """
 
 from __future__ import annotations
@@ -13,22 +15,34 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import secrets
 from typing import ClassVar
 
 import passlib.utils.handlers as uh
 from passlib.context import CryptContext
-from passlib.exc import PasswordSizeError
+from passlib.exc import MissingBackendError, PasswordSizeError
+from passlib.handlers.argon2 import argon2
 
 SHA256 = "rabbit_password_hashing_sha256"
 SHA512 = "rabbit_password_hashing_sha512"
 MD5 = "rabbit_password_hashing_md5"
+ARGON2ID = "gatekeeper_password_hashing_argon2id"
 
 DEFAULT_ALGORITHM = SHA256
 LEGACY_ALGORITHM = MD5
 """What a user record without an algorithm means (RabbitMQ before 3.6)."""
 
 SALT_BYTES = 4
+
+ARGON2_MEMORY_KIB = 19 * 1024
+ARGON2_ROUNDS = 2
+ARGON2_LANES = 1
+"""OWASP's minimum for argon2id (Password Storage Cheat Sheet)."""
+ARGON2_MAX_MEMORY_KIB = 64 * 1024
+ARGON2_MAX_ROUNDS = 16
+ARGON2_MAX_LANES = 4
+"""What an imported hash may cost: whoever may import is not to stop all logins by one."""
 
 
 class _RabbitHandler(uh.HasRawSalt, uh.HasRawChecksum, uh.GenericHandler):  # type: ignore[misc]
@@ -88,61 +102,119 @@ _HANDLERS: dict[str, type[_RabbitHandler]] = {
     SHA512: RabbitSha512,
     MD5: RabbitMd5,
 }
-ALGORITHMS = tuple(_HANDLERS)
+_ARGON2 = argon2.using(
+    type="ID", memory_cost=ARGON2_MEMORY_KIB, rounds=ARGON2_ROUNDS, parallelism=ARGON2_LANES
+)
+_ARGON2_FORM = re.compile(
+    rb"\$argon2id\$v=19\$m=(?P<memory>[1-9][0-9]{0,9}),t=(?P<rounds>[1-9][0-9]{0,9}),"
+    rb"p=(?P<lanes>[1-9][0-9]{0,9})\$(?P<salt>[A-Za-z0-9+/]{11,86})"
+    rb"\$(?P<digest>[A-Za-z0-9+/]{22,86})"
+)
 
-_CONTEXT = CryptContext(schemes=list(_HANDLERS.values()), default=RabbitSha256.name)
+RABBITMQ_ALGORITHMS = tuple(_HANDLERS)
+ALGORITHMS = (*RABBITMQ_ALGORITHMS, ARGON2ID)
+
+_CONTEXT = CryptContext(schemes=[*_HANDLERS.values(), _ARGON2], default=RabbitSha256.name)
 
 
 class PasswordTooLongError(ValueError):
     """The password exceeds what passlib hashes (4096 bytes)."""
 
 
-def hash_password(password: bytes, algorithm: str = DEFAULT_ALGORITHM) -> bytes:
-    """A salted hash, raw: ``salt || digest``.
+def is_slow(algorithm: str) -> bool:
+    """Does a hash take so long, and so much memory, that it needs a thread?"""
+    return algorithm == ARGON2ID
 
-    Raises PasswordTooLongError, and ValueError for an unknown algorithm.
+
+def is_available(algorithm: str) -> bool:
+    """False: unknown, or the package that computes it is not installed."""
+    return algorithm in _HANDLERS or (algorithm == ARGON2ID and bool(_ARGON2.has_backend()))
+
+
+def hash_password(password: bytes, algorithm: str = DEFAULT_ALGORITHM) -> bytes:
+    """A salted hash, raw: ``salt || digest``, of argon2id its text.
+
+    Raises PasswordTooLongError, and ValueError for an algorithm that is unknown or not available.
     """
-    handler = _HANDLERS.get(algorithm)
-    if handler is None:
+    if not is_available(algorithm):
         raise ValueError(f"unknown password hashing algorithm '{algorithm}'")
+    handler = _HANDLERS.get(algorithm, _ARGON2)
     try:
         text: str = handler.hash(password)
     except PasswordSizeError as error:
         raise PasswordTooLongError("the password is longer than 4096 bytes") from error
+    if handler is _ARGON2:
+        return text.encode("ascii")
     return base64.b64decode(text.removeprefix(handler.ident))
 
 
-_NOBODY = hash_password(secrets.token_bytes(16))
-"""The hash of a password that nobody knows, made anew in each process."""
+def _nobody() -> dict[str, str]:
+    """For each cost, the hash of a password that nobody knows. Not computed: argon2 is slow."""
+    salt, digest = (
+        base64.b64encode(secrets.token_bytes(size)).decode("ascii").rstrip("=") for size in (16, 32)
+    )
+    cost = f"m={ARGON2_MEMORY_KIB},t={ARGON2_ROUNDS},p={ARGON2_LANES}"
+    return {
+        SHA256: RabbitSha256.hash(secrets.token_bytes(16)),
+        ARGON2ID: f"$argon2id$v=19${cost}${salt}${digest}",
+    }
+
+
+_NOBODY = _nobody()
+"""Made anew in each process."""
 
 
 def verify(password: bytes, stored: bytes | None, algorithm: str = DEFAULT_ALGORITHM) -> bool:
     """Is this the password behind the stored hash? Compared in constant time.
 
-    stored: raw ``salt || digest``. Nothing ever matches None (no such user), an empty hash (a
-    cleared password), one of a wrong length, or one of an unknown algorithm; those cost one
-    hash like any other.
+    stored: raw, as :func:`hash_password` gives it. Nothing ever matches None (no such user), an
+    empty hash (a cleared password), one of a wrong form, or one of an unknown algorithm; those
+    cost one hash like any other, of ``algorithm`` if that is argon2id.
     """
-    handler = _HANDLERS.get(algorithm)
-    usable = (
-        handler is not None
-        and stored is not None
-        and len(stored) == SALT_BYTES + handler.checksum_size
-    )
-    if not usable or handler is None or stored is None:
-        handler, stored = RabbitSha256, _NOBODY
-    text = handler.ident + base64.b64encode(stored).decode("ascii")
+    text = None if stored is None else _as_text(stored, algorithm)
+    compared = _NOBODY[ARGON2ID if algorithm == ARGON2ID else SHA256] if text is None else text
     try:
-        matched = _CONTEXT.verify(password, text)
-    except PasswordSizeError:
+        matched = _CONTEXT.verify(password, compared)
+    except (ValueError, MissingBackendError):  # too long; a form that only argon2 finds wrong
         return False
-    return bool(usable and matched)
+    return bool(text is not None and matched)
 
 
-def hash_size(algorithm: str) -> int | None:
-    """Bytes of a raw hash of this algorithm; None if it is unknown."""
+def is_usable(stored: bytes, algorithm: str) -> bool:
+    """Could any password match? If it is not of this algorithm's form, none does."""
+    return _as_text(stored, algorithm) is not None
+
+
+def _as_text(stored: bytes, algorithm: str) -> str | None:
+    """The form that passlib reads; None where it could only be wrong."""
     handler = _HANDLERS.get(algorithm)
-    return None if handler is None else SALT_BYTES + int(handler.checksum_size)
+    if handler is not None:
+        if len(stored) != SALT_BYTES + handler.checksum_size:
+            return None
+        return f"{handler.ident}{base64.b64encode(stored).decode('ascii')}"
+    if algorithm != ARGON2ID:
+        return None
+    form = _ARGON2_FORM.fullmatch(stored)
+    if form is None:
+        return None
+    memory, rounds, lanes = (int(form[name]) for name in ("memory", "rounds", "lanes"))
+    sound = (
+        8 * lanes <= memory <= ARGON2_MAX_MEMORY_KIB
+        and 1 <= rounds <= ARGON2_MAX_ROUNDS
+        and 1 <= lanes <= ARGON2_MAX_LANES
+        and _is_unpadded_base64(form["salt"])
+        and _is_unpadded_base64(form["digest"])
+    )
+    return stored.decode("ascii") if sound else None
+
+
+def _is_unpadded_base64(text: bytes) -> bool:
+    """In the one form that an encoder writes: argon2 itself takes no other."""
+    try:
+        raw = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except binascii.Error:
+        return False
+    return base64.b64encode(raw).rstrip(b"=") == text
 
 
 def from_base64(text: str) -> bytes:

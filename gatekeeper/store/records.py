@@ -14,6 +14,9 @@ MAX_CONNECTIONS, MAX_CHANNELS, MAX_QUEUES = "max-connections", "max-channels", "
 USER_LIMITS = (MAX_CONNECTIONS, MAX_CHANNELS)
 VHOST_LIMITS = (MAX_CONNECTIONS, MAX_QUEUES)
 
+IMPORTED_HASH = "imported_definition_hash_value"
+"""The metadata key of the last import's hash, by RabbitMQ's name for it."""
+
 UserVhost = tuple[bytes, bytes]
 """A user name and a vhost name."""
 UserVhostExchange = tuple[bytes, bytes, bytes]
@@ -92,6 +95,13 @@ class PasswordChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PasswordRehashed:
+    """The same password, kept by another algorithm: nobody but this store's caches notices."""
+
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class UserTagsChanged:
     name: bytes
 
@@ -157,6 +167,7 @@ StoreEvent = (
     UserAdded
     | UserDeleted
     | PasswordChanged
+    | PasswordRehashed
     | UserTagsChanged
     | UserLimitsChanged
     | VhostAdded

@@ -54,6 +54,11 @@ class Reader:
         statement = "SELECT EXISTS (SELECT 1 FROM metadata WHERE key = ?)"
         return bool(self._connection.number(statement, (key,)))
 
+    def all_metadata(self) -> Iterator[tuple[str, object]]:
+        """(key, value) by key; a handful."""
+        rows = self._connection.rows("SELECT key, value FROM metadata ORDER BY key")
+        return ((row[0], self._decoded(lambda one: json.loads(one[1]), row)) for row in rows)
+
     def is_blank(self) -> bool:
         """Without users or without vhosts (RabbitMQ 4.x: rabbit_db)."""
         both = "SELECT EXISTS (SELECT 1 FROM users) AND EXISTS (SELECT 1 FROM vhosts)"
@@ -159,6 +164,23 @@ class Writer(Reader):
             _json(dict(vhost.limits)),
             vhost.incarnation,
         )
+
+    def rehash(self, user: User, password_hash: bytes, algorithm: str) -> bool:
+        """Replace the user's hash, if it is still the one in ``user``; False if it is not."""
+        changed = self._connection.rows(
+            "UPDATE users SET password_hash = ?, algorithm = ?, rehashes = rehashes + 1 "
+            "WHERE name = ? AND incarnation = ? AND password_hash = ? AND algorithm = ? "
+            "RETURNING 1",
+            (
+                password_hash,
+                algorithm,
+                user.name,
+                user.incarnation,
+                user.password_hash,
+                user.algorithm,
+            ),
+        )
+        return bool(changed)
 
     def drop_vhost(self, name: bytes) -> None:
         """The permissions in it go with it."""

@@ -198,6 +198,29 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         END
         """,
     ),
+    (
+        # Counts the passwords that were only hashed anew. Who changes a hash and leaves this
+        # alone has changed the password.
+        "ALTER TABLE users ADD COLUMN rehashes INTEGER NOT NULL DEFAULT 0",
+        "DROP TRIGGER users_updated",
+        """
+        CREATE TRIGGER users_updated AFTER UPDATE ON users BEGIN
+            INSERT INTO changes (kind, user)
+                SELECT iif(old.rehashes IS new.rehashes, 'PasswordChanged', 'PasswordRehashed'),
+                    new.name
+                WHERE (old.password_hash, old.algorithm)
+                    IS NOT (new.password_hash, new.algorithm);
+            INSERT INTO changes (kind, user) SELECT 'UserTagsChanged', new.name
+                WHERE old.tags IS NOT new.tags;
+            INSERT INTO changes (kind, user) SELECT 'UserLimitsChanged', new.name
+                WHERE old.limits IS NOT new.limits;
+            INSERT INTO changes (kind, user) SELECT 'UserDeleted', old.name
+                WHERE (old.name, old.incarnation) IS NOT (new.name, new.incarnation);
+            INSERT INTO changes (kind, user) SELECT 'UserAdded', new.name
+                WHERE (old.name, old.incarnation) IS NOT (new.name, new.incarnation);
+        END
+        """,
+    ),
 )
 
 VERSION = len(MIGRATIONS)

@@ -26,10 +26,11 @@ from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
 from gatekeeper.store.cache import CachedReader
-from gatekeeper.store.draft import CredentialValidator, Draft, accept_everything
-from gatekeeper.store.records import Reloaded, StoreEvent, User, Vhost
+from gatekeeper.store.draft import Draft
+from gatekeeper.store.records import IMPORTED_HASH, Reloaded, StoreEvent, User, Vhost
 from gatekeeper.store.refusals import NoSuchUserError, NoSuchVhostError
 from gatekeeper.store.rows import Reader, Writer
+from gatekeeper.store.rules import CredentialValidator, Rules, VhostDefaults, accept_everything
 from gatekeeper.store.sqlite import News, SqliteDatabase
 from gatekeeper.store.url import sqlite_path
 
@@ -64,15 +65,24 @@ class Store:
         *,
         validator: CredentialValidator = accept_everything,
         algorithm: str = passwords.DEFAULT_ALGORITHM,
+        vhost_defaults: VhostDefaults | None = None,
     ) -> None:
         if algorithm not in passwords.ALGORITHMS:
             known = ", ".join(passwords.ALGORITHMS)
             raise StoreError(f"password_hashing_module: unknown '{algorithm}'; use one of {known}")
+        if not passwords.is_available(algorithm):
+            raise StoreError(
+                "password_hashing_module: argon2id needs the package argon2-cffi; install "
+                "gatekeeper-amqp[argon2]"
+            )
         pcre.load()  # fails now rather than at the first check
         self.epoch = Epoch() if epoch is None else epoch
         self._database = database
-        self._validator = validator
-        self._algorithm = algorithm
+        self._rules = Rules(
+            validator=validator,
+            algorithm=algorithm,
+            vhost_defaults=vhost_defaults or VhostDefaults(),
+        )
         self._lock = threading.RLock()
         self._subscribers: list[Subscriber] = []
         # Before anything is read: what is committed from now on will be told.
@@ -89,21 +99,34 @@ class Store:
         *,
         validator: CredentialValidator = accept_everything,
         algorithm: str = passwords.DEFAULT_ALGORITHM,
+        vhost_defaults: VhostDefaults | None = None,
     ) -> Store:
         """Open ``sqlite:///PATH`` (created where missing) or ``sqlite::memory:``.
 
         validator: judges clear passwords when they are set. algorithm: hashes new ones.
+        vhost_defaults: what each new vhost gets.
         Raises StoreError; OperatorError where libpcre2 is missing.
         """
         database = SqliteDatabase.open(sqlite_path(url))
         try:
-            return cls(database, epoch, validator=validator, algorithm=algorithm)
+            return cls(
+                database,
+                epoch,
+                validator=validator,
+                algorithm=algorithm,
+                vhost_defaults=vhost_defaults,
+            )
         except BaseException:
             database.close()
             raise
 
     def close(self) -> None:
         self._database.close()
+
+    @property
+    def algorithm(self) -> str:
+        """New passwords are hashed by it."""
+        return self._rules.algorithm
 
     # -- reading -------------------------------------------------------------------------
 
@@ -139,6 +162,15 @@ class Store:
     def metadata(self, key: str) -> object:
         """The value under ``key`` (``cluster_name``, ...), None if there is none."""
         return self._cached.metadata(key)
+
+    def global_parameter(self, name: str) -> object:
+        """None if there is none."""
+        return self.metadata(name)
+
+    def list_global_parameters(self) -> list[tuple[str, object]]:
+        """(name, value) by name, without what RabbitMQ does not show either."""
+        found = self._database.reader.all_metadata()
+        return [(name, value) for name, value in found if name != IMPORTED_HASH]
 
     # Listings are read as they are consumed, so that they may be of any length; what changes
     # meanwhile is seen or not. Where that matters: view().
@@ -208,12 +240,24 @@ class Store:
             self._changing = True
             try:
                 with self._database.transaction() as rows:
-                    yield Draft(rows, self._validator, self._algorithm)
+                    yield Draft(rows, self._rules)
             finally:
                 self._changing = False
                 # Also after a failure: of a commit one may hear that, and it has happened all
                 # the same; and another process's news is the likely cause of a refusal.
                 self._catch_up()
+
+    def rehash_password(self, user: User, password_hash: bytes) -> bool:
+        """Keep a user's password by :attr:`algorithm` from now on; False if it changed meanwhile.
+
+        password_hash: of the password that has just been found to be that of ``user``. For
+        threads: it waits for the disk. Nobody is told in them: the news are taken at the next
+        refresh or change, and until then the old hash serves as well. Raises StoreError.
+        """
+        with self._lock, self._database.transaction() as rows:
+            done = rows.rehash(user, password_hash, self._rules.algorithm)
+            self._behind = self._behind or done
+        return done
 
     def refresh(self) -> bool:
         """Take over what another process has committed; True if there was anything.
@@ -282,6 +326,29 @@ class Store:
                 name, password, password_hash=password_hash, algorithm=algorithm, tags=tags
             )
 
+    def put_user(
+        self,
+        name: bytes,
+        password: bytes | None = None,
+        *,
+        password_hash: bytes | None = None,
+        algorithm: str | None = None,
+        tags: Iterable[str] = (),
+        limits: Mapping[str, object] | None = None,
+        permissions: Mapping[bytes, PermissionSet] | None = None,
+    ) -> bool:
+        """Create or overwrite, as RabbitMQ's HTTP API; True if new. See :meth:`Draft.put_user`."""
+        with self.change() as draft:
+            return draft.put_user(
+                name,
+                password,
+                password_hash=password_hash,
+                algorithm=algorithm,
+                tags=tags,
+                limits=limits,
+                permissions=permissions,
+            )
+
     def delete_user(self, name: bytes) -> bool:
         with self.change() as draft:
             return draft.delete_user(name)
@@ -320,8 +387,12 @@ class Store:
         tags: Iterable[str] | None = None,
         default_queue_type: str | None = None,
         protected: bool | None = None,
+        grant_to: bytes | None = None,
     ) -> bool:
-        """Create or update; True if it is new (an existing vhost is no error in RabbitMQ)."""
+        """Create or update; True if it is new (an existing vhost is no error in RabbitMQ).
+
+        grant_to: as in :meth:`Draft.put_vhost`.
+        """
         with self.change() as draft:
             return draft.put_vhost(
                 name,
@@ -329,6 +400,7 @@ class Store:
                 tags=tags,
                 default_queue_type=default_queue_type,
                 protected=protected,
+                grant_to=grant_to,
             )
 
     def delete_vhost(self, name: bytes) -> None:
@@ -370,6 +442,14 @@ class Store:
     def set_metadata(self, key: str, value: object) -> None:
         with self.change() as draft:
             draft.set_metadata(key, value)
+
+    def set_global_parameter(self, name: str, value: object) -> None:
+        with self.change() as draft:
+            draft.set_global_parameter(name, value)
+
+    def clear_global_parameter(self, name: str) -> bool:
+        with self.change() as draft:
+            return draft.clear_global_parameter(name)
 
 
 _log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gatekeeper.errors import StoreError
 from gatekeeper.policy import pcre
-from gatekeeper.store.draft import CredentialValidator
+from gatekeeper.store.rules import CredentialValidator
 
 
 def min_password_length(minimum: int) -> CredentialValidator:

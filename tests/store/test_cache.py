@@ -14,6 +14,7 @@ from gatekeeper.store.cache import MAX_KEY_BYTES, CachedReader, TableCache
 from gatekeeper.store.records import (
     MetadataChanged,
     PasswordChanged,
+    PasswordRehashed,
     PermissionsChanged,
     Reloaded,
     StoreEvent,
@@ -147,6 +148,7 @@ ALL = {"_users", "_vhosts", "_permissions", "_topics", "_metadata"}
 FORGOTTEN: list[tuple[StoreEvent, set[str]]] = [
     (UserAdded(b"u"), {"_users"}),
     (PasswordChanged(b"u"), {"_users"}),
+    (PasswordRehashed(b"u"), {"_users"}),
     (UserTagsChanged(b"u"), {"_users"}),
     (UserLimitsChanged(b"u"), {"_users"}),
     (VhostAdded(b"u"), {"_vhosts"}),

@@ -15,6 +15,7 @@ from gatekeeper.store import changelog, schema
 from gatekeeper.store.records import (
     MetadataChanged,
     PasswordChanged,
+    PasswordRehashed,
     PermissionsChanged,
     Reloaded,
     StoreEvent,
@@ -70,6 +71,11 @@ def by_hand(path: Path, *statements: str) -> None:
 BY_HAND: list[tuple[str, list[StoreEvent]]] = [
     ("UPDATE users SET password_hash = x'00'", [PasswordChanged(b"u")]),
     ("UPDATE users SET algorithm = 'other'", [PasswordChanged(b"u")]),
+    (
+        "UPDATE users SET algorithm = 'other', rehashes = rehashes + 1",
+        [PasswordRehashed(b"u")],
+    ),
+    ("UPDATE users SET rehashes = rehashes + 1", []),
     ("UPDATE users SET tags = '[\"t\"]'", [UserTagsChanged(b"u")]),
     ("UPDATE users SET limits = '{\"max-channels\":1}'", [UserLimitsChanged(b"u")]),
     ("UPDATE users SET incarnation = 7", [UserDeleted(b"u"), UserAdded(b"u")]),
@@ -120,7 +126,15 @@ def test_every_column_is_watched(path: Path, store: Store) -> None:
         }
     connection.close()
     assert columns == {
-        "users": {"name", "password_hash", "algorithm", "tags", "limits", "incarnation"},
+        "users": {
+            "name",
+            "password_hash",
+            "algorithm",
+            "tags",
+            "limits",
+            "incarnation",
+            "rehashes",
+        },
         "vhosts": {"name", "description", "tags", "metadata", "limits", "incarnation"},
         "permissions": {"user", "vhost", "configure", "write", "read"},
         "topic_permissions": {"user", "vhost", "exchange", "write", "read"},
@@ -206,7 +220,14 @@ def test_an_unknown_kind_counts_as_anything(store: Store, path: Path) -> None:
 
 
 def test_kinds_are_the_events_names() -> None:
-    for kind in (UserAdded, UserDeleted, PasswordChanged, UserTagsChanged, UserLimitsChanged):
+    for kind in (
+        UserAdded,
+        UserDeleted,
+        PasswordChanged,
+        PasswordRehashed,
+        UserTagsChanged,
+        UserLimitsChanged,
+    ):
         assert changelog.event(kind.__name__, b"u", b"v", b"x", "k") == kind(b"u")
     for of_vhost in (VhostAdded, VhostDeleted, VhostChanged, VhostLimitsChanged):
         assert changelog.event(of_vhost.__name__, b"u", b"v", b"x", "k") == of_vhost(b"v")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 
 import pytest
+from argon2 import PasswordHasher, low_level
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.store import passwords
-from gatekeeper.store.passwords import MD5, SHA256, SHA512, from_base64, to_base64
+from gatekeeper.store.passwords import ARGON2ID, MD5, SHA256, SHA512, from_base64, to_base64
 
 TEST12_SHA512 = (
     "kI3GChuNuIYf8lRbCCxZjgjKwsY19ns6+uFO0zcXRBGA/XGJPYD8OWMy7EB8TaOmAzjP2azv84GbINYwX2cDWb4DHnc="
@@ -31,12 +32,12 @@ def test_vectors(algorithm: str, text: str, password: bytes) -> None:
     assert not passwords.verify(password + b"x", stored, algorithm)
     assert not passwords.verify(b"", stored, algorithm)
     assert to_base64(stored) == text
-    assert len(stored) == passwords.hash_size(algorithm)
+    assert passwords.is_usable(stored, algorithm)
     for other in passwords.ALGORITHMS:
         assert passwords.verify(password, stored, other) is (other == algorithm)
 
 
-@pytest.mark.parametrize("algorithm", passwords.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", passwords.RABBITMQ_ALGORITHMS)
 @given(password=st.binary(max_size=80))
 def test_hash_and_verify(algorithm: str, password: bytes) -> None:
     stored = passwords.hash_password(password, algorithm)
@@ -94,7 +95,7 @@ def test_a_password_beyond_reason() -> None:
 def test_unknown_algorithm_is_refused_for_new_hashes() -> None:
     with pytest.raises(ValueError, match="unknown password hashing algorithm 'bcrypt'"):
         passwords.hash_password(b"x", "bcrypt")
-    assert passwords.hash_size("bcrypt") is None
+    assert not passwords.is_usable(b"x", "bcrypt")
 
 
 @pytest.mark.parametrize("text", ["!!!", "abc", "kI3G CqW5", "ä", "kI3G\n"])
@@ -114,3 +115,69 @@ def test_handlers_recognise_their_own(handler: type[passwords._RabbitHandler]) -
     for bad in ("$other$abcd", handler.ident + "!!", handler.ident + "YWJjZA=="):
         with pytest.raises(ValueError):
             handler.verify(b"pw", bad)
+
+
+# -- argon2id ----------------------------------------------------------------------------
+
+ARGON2_HASH = passwords.hash_password(b"p\0w", ARGON2ID)
+
+
+def test_argon2id_is_written_as_everybody_writes_it() -> None:
+    assert ARGON2_HASH.startswith(b"$argon2id$v=19$m=19456,t=2,p=1$")
+    assert PasswordHasher().verify(ARGON2_HASH.decode(), b"p\0w")
+    assert passwords.verify(b"p\0w", ARGON2_HASH, ARGON2ID)
+    for wrong in (b"p", b"p\0wx", b"", b"x" * 4097):
+        assert not passwords.verify(wrong, ARGON2_HASH, ARGON2ID)
+    assert passwords.hash_password(b"p\0w", ARGON2ID) != ARGON2_HASH
+    with pytest.raises(passwords.PasswordTooLongError):
+        passwords.hash_password(b"x" * 4097, ARGON2ID)
+
+
+def test_argon2id_of_others() -> None:
+    cheap = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1, hash_len=16, salt_len=8)
+    assert passwords.verify(b"pw", cheap.hash(b"pw").encode(), ARGON2ID)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"",
+        b"\xff",
+        b"$argon2id$",
+        ARGON2_HASH + b"x" * 50,
+        ARGON2_HASH + b"=",
+        ARGON2_HASH + b"\n",
+        ARGON2_HASH.rpartition(b"$")[0],
+        ARGON2_HASH.replace(b"$v=19", b""),
+        ARGON2_HASH.replace(b"argon2id", b"argon2i"),
+        ARGON2_HASH.replace(b"t=2", b"t=0"),
+        ARGON2_HASH.replace(b"t=2", b"t=17"),  # too dear, like the next two
+        ARGON2_HASH.replace(b"m=19456", b"m=1048576"),
+        ARGON2_HASH.replace(b"p=1", b"p=5"),
+        ARGON2_HASH.replace(b"m=19456", b"m=7"),
+    ],
+)
+def test_argon2id_that_cannot_be_right(stored: bytes) -> None:
+    assert not passwords.is_usable(stored, ARGON2ID)
+    assert not passwords.verify(b"p\0w", stored, ARGON2ID)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_shortened_argon2id_hash_never_matches(cut: int) -> None:
+    assert not passwords.verify(b"p\0w", ARGON2_HASH[:-cut], ARGON2ID)
+
+
+def test_where_there_is_nothing_to_compare_with_argon2id_costs_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bytes] = []
+    real = low_level.verify_secret
+
+    def counting(text: bytes, secret: bytes, kind: low_level.Type) -> bool:
+        asked.append(text.rpartition(b"$")[0].rpartition(b"$")[0])
+        return real(text, secret, kind)
+
+    monkeypatch.setattr(low_level, "verify_secret", counting)
+    for stored in (ARGON2_HASH, None, b"", b"short"):
+        passwords.verify(b"pw", stored, ARGON2ID)
+    assert asked == [b"$argon2id$v=19$m=19456,t=2,p=1"] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import signal
 import sqlite3
@@ -17,7 +18,7 @@ import pytest
 
 from gatekeeper.errors import StoreError
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
-from gatekeeper.store.records import User, UserTagsChanged, Vhost
+from gatekeeper.store.records import PasswordChanged, User, UserTagsChanged, Vhost
 from gatekeeper.store.schema import APPLICATION_ID, MIGRATIONS, VERSION
 from gatekeeper.store.sqlite import SqliteDatabase
 from gatekeeper.store.store import Store
@@ -222,10 +223,10 @@ def test_refused_untouched(tmp_path: Path, make: object, message: str) -> None:
 
 
 SPOILED = [
-    ("INSERT INTO users VALUES (x'41', x'', 'a', 'no json', '{}', 1)", Store.user, b"A"),
-    ("INSERT INTO users VALUES (x'41', x'', 'a', '[]', '[]', 1)", Store.user, b"A"),
-    ("INSERT INTO users VALUES (x'41', x'', 'a', '[]', '{\"m\": \"x\"}', 1)", Store.user, b"A"),
-    ("INSERT INTO users VALUES (x'41', 'text', 'a', '[]', '{}', 1)", Store.user, b"A"),
+    ("INSERT INTO users VALUES (x'41', x'', 'a', 'no json', '{}', 1, 0)", Store.user, b"A"),
+    ("INSERT INTO users VALUES (x'41', x'', 'a', '[]', '[]', 1, 0)", Store.user, b"A"),
+    ("INSERT INTO users VALUES (x'41', x'', 'a', '[]', '{\"m\": \"x\"}', 1, 0)", Store.user, b"A"),
+    ("INSERT INTO users VALUES (x'41', 'text', 'a', '[]', '{}', 1, 0)", Store.user, b"A"),
     ("INSERT INTO vhosts VALUES (x'41', '', '[]', '{}', '{}', 1)", Store.vhost, b"A"),
     ("INSERT INTO metadata VALUES ('k', '{')", Store.metadata, "k"),
 ]
@@ -251,7 +252,7 @@ def test_a_spoiled_row_spoils_its_listing(tmp_path: Path) -> None:
     Store.open(url(path)).close()
     change(
         path,
-        "INSERT INTO users VALUES (x'41', x'', 'a', '[]', '{}', 1)",
+        "INSERT INTO users VALUES (x'41', x'', 'a', '[]', '{}', 1, 0)",
         "INSERT INTO vhosts VALUES (x'42', '', '[]', '{}', '{}', 1)",
         "INSERT INTO permissions VALUES (x'41', x'42', 7, x'', x'')",
     )
@@ -291,13 +292,14 @@ def test_a_missing_table_is_found_at_the_start(tmp_path: Path) -> None:
         Store.open(url(path))
 
 
-def test_an_older_schema_is_migrated_with_its_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, len(MIGRATIONS)))
+def test_an_older_schema_is_migrated_with_its_rows(tmp_path: Path, version: int) -> None:
     path = tmp_path / "s.db"
     change(
         path,
-        *MIGRATIONS[0],
+        *itertools.chain.from_iterable(MIGRATIONS[:version]),
         f"PRAGMA application_id = {APPLICATION_ID}",
-        "PRAGMA user_version = 1",
+        f"PRAGMA user_version = {version}",
         "INSERT INTO users VALUES (x'41', x'00', 'a', '[\"t\"]', '{}', 4611686018427387903)",
         "INSERT INTO vhosts VALUES (x'42', 'd', '[]', '{\"default_queue_type\":null,"
         '"protected_from_deletion":false}\', \'{"max-queues":1}\', 5)',
@@ -315,7 +317,8 @@ def test_an_older_schema_is_migrated_with_its_rows(tmp_path: Path) -> None:
     events: list[object] = []
     store.subscribe(events.append)
     store.set_user_tags(b"A", [])
-    assert events == [UserTagsChanged(b"A")]
+    store.change_password(b"A", b"pw")
+    assert events == [UserTagsChanged(b"A"), PasswordChanged(b"A")]
     store.close()
 
 

@@ -129,12 +129,34 @@ def test_validator_and_algorithm() -> None:
 def test_put_user_overwrites_but_keeps_limits(store: Store) -> None:
     store.set_user_limits(b"u", {"max-channels": 1})
     with store.change() as draft:
-        assert not draft.put_user(b"u", tags=["management"], limits={"max-connections": 2})
+        assert not draft.put_user(b"u", b"pw", tags=["t"], limits={"max-connections": 2})
         assert draft.put_user(b"v", b"pw")
+    user = store.user(b"u")
+    assert user is not None
+    assert user.limits == {"max-channels": 1, "max-connections": 2}
+    # With neither password nor hash RabbitMQ only takes over the tags, and clears the password.
+    assert not store.put_user(b"u", tags=["management"], limits={"max-connections": 9})
     user = store.user(b"u")
     assert user is not None
     assert (user.password_hash, user.tags) == (b"", ("management",))
     assert user.limits == {"max-channels": 1, "max-connections": 2}
+    with pytest.raises(InvalidLimitsError):
+        store.put_user(b"u", limits={"max-connections": "9"})
+    with pytest.raises(CredentialRefusedError, match="both"):
+        store.put_user(b"u", b"pw", password_hash=b"x")
+
+
+def test_put_user_grants_permissions_to_new_users_only(store: Store) -> None:
+    store.add_vhost(b"v")
+    wanted = {b"v": PermissionSet(b"1", b"2", b"3")}
+    assert store.put_user(b"new", password_hash=b"", permissions=wanted)
+    assert store.permissions(b"new", b"v") == wanted[b"v"]
+    assert not store.put_user(b"new", permissions={b"v": PermissionSet(b"", b"", b"")})
+    assert store.permissions(b"new", b"v") == wanted[b"v"]
+    for bad in ({b"gone": wanted[b"v"]}, {b"v": PermissionSet(b"(", b"", b"")}):
+        with pytest.raises(RequestError):
+            store.put_user(b"other", b"pw", permissions=bad)
+        assert store.user(b"other") is None
 
 
 def test_tags(store: Store) -> None:

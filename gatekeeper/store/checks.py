@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 
 from gatekeeper.policy import pcre
@@ -10,6 +11,7 @@ from gatekeeper.store.refusals import (
     InvalidPatternError,
     InvalidTagsError,
     InvalidTextError,
+    InvalidValueError,
 )
 
 MAX_TAGS = 32
@@ -57,6 +59,16 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def must_be_json(value: object) -> None:
+    """Raises InvalidValueError unless JSON can hold ``value``: no NaN, no lone surrogates."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InvalidValueError("the value is not JSON: NaN, a lone surrogate or too deep") from (
+            error
+        )
 
 
 def must_be_text(text: str | None) -> None:

@@ -1,6 +1,6 @@
-"""RabbitMQ's definitions files: import and export of users, vhosts, permissions and limits.
+"""RabbitMQ's definitions files: the import of users, vhosts, permissions, limits and parameters.
 
-Import has two steps. ``parse`` judges the document alone and knows the JSON path of everything
+It has two steps. ``parse`` judges the document alone and knows the JSON path of everything
 it complains about; ``apply`` carries it out on a draft, so that a file, or a whole directory of
 them, is one transaction: all or nothing. Merging is RabbitMQ's: what the file names is
 overwritten, what it does not name stays. Sections about messaging are ignored, with one warning.
@@ -12,39 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import itertools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from gatekeeper.errors import DefinitionsError
-from gatekeeper.store import passwords
 from gatekeeper.store.definitions_json import Document, read_document
 from gatekeeper.store.definitions_parse import (
-    CLUSTER_NAME,
-    VHOST_LIMITS_COMPONENT,
     Definitions,
     PermissionEntry,
     TopicPermissionEntry,
     parse,
 )
+from gatekeeper.store.definitions_sources import Source, read_local
 from gatekeeper.store.draft import Draft
-from gatekeeper.store.records import IMPORTED_HASH, User, Vhost
-from gatekeeper.store.refusals import (
-    CredentialRefusedError,
-    NoSuchUserError,
-    NoSuchVhostError,
-    one_line,
-    shown,
-)
-from gatekeeper.store.rows import Reader
+from gatekeeper.store.records import IMPORTED_HASH
+from gatekeeper.store.refusals import CredentialRefusedError, NoSuchUserError, NoSuchVhostError
 from gatekeeper.store.store import Store
-
-FORMAT_VERSION = "4.3.5"
-"""The RabbitMQ version whose format an export has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +54,20 @@ def import_definitions(
     *,
     source: str = "definitions",
     skip_if_unchanged: bool = False,
+    grant_to: bytes | None = None,
 ) -> ImportReport:
-    """Import one document. Raises DefinitionsError, with ``source`` in front of the place."""
+    """Import one document. Raises DefinitionsError, with ``source`` in front of the place.
+
+    grant_to: this user gets all permissions in the vhosts that are new (RabbitMQ: who imports
+    over HTTP).
+    """
     text = document.encode() if isinstance(document, str) else document
-    return _import(store, [(source, text)], skip_if_unchanged=skip_if_unchanged)
+    return import_sources(
+        store,
+        [Source(((source, text),))],
+        skip_if_unchanged=skip_if_unchanged,
+        grant_to=grant_to,
+    )
 
 
 def load_definitions(store: Store, path: Path, *, skip_if_unchanged: bool = False) -> ImportReport:
@@ -80,51 +75,37 @@ def load_definitions(store: Store, path: Path, *, skip_if_unchanged: bool = Fals
 
     Hidden files and subdirectories are passed over. Raises DefinitionsError.
     """
-    return _import(store, _read(path), skip_if_unchanged=skip_if_unchanged)
+    return import_sources(store, [read_local(path)], skip_if_unchanged=skip_if_unchanged)
 
 
-def export_definitions(store: Store, *, product: str = "gatekeeper") -> dict[str, object]:
-    """The inverse of an import, as a JSON object with RabbitMQ's sections, as of one moment.
+def import_sources(
+    store: Store,
+    sources: Iterable[Source],
+    *,
+    skip_if_unchanged: bool = False,
+    hashing_algorithm: str = "sha256",
+    grant_to: bytes | None = None,
+) -> ImportReport:
+    """Import all sources by one transaction, later ones on top. Raises DefinitionsError.
 
-    The whole of it is in memory then: :func:`write_definitions` is for large stores. Raises
-    DefinitionsError where a name is not UTF-8 (JSON cannot hold it), StoreError.
+    skip_if_unchanged: leave out a source whose hash is that of the last one before it. There is
+    one hash for all, as in RabbitMQ: of several different sources none is ever left out.
     """
-    with store.view() as view:
-        return {
-            section: list(content) if isinstance(content, Iterator) else content
-            for section, content in _sections(view, product)
-        }
-
-
-def write_definitions(store: Store, file: IO[str], *, product: str = "gatekeeper") -> None:
-    """As :func:`export_definitions`, written entry by entry, one a line.
-
-    After an error ``file`` holds a part of a document.
-    """
-    with store.view() as view:
-        lead = "{"
-        for section, content in _sections(view, product):
-            file.write(f"{lead}\n{json.dumps(section)}: ")
-            lead = ","
-            if not isinstance(content, Iterator):
-                file.write(json.dumps(content, ensure_ascii=False))
-                continue
-            file.write("[")
-            for at, entry in enumerate(content):
-                file.write(",\n  " if at else "\n  ")
-                file.write(json.dumps(entry, ensure_ascii=False))
-            file.write("]")
-        file.write("\n}\n")
+    with _uncollected():
+        if not skip_if_unchanged:
+            return _import(store, sources, None, grant_to)
+        last, changed = store.metadata(IMPORTED_HASH), []
+        for source in sources:
+            digest = source.digest(hashing_algorithm)
+            if digest != last:
+                changed.append(source)
+            last = digest
+        if not changed:
+            return ImportReport(skipped=True)
+        return _import(store, changed, last, grant_to)
 
 
 # -- import ------------------------------------------------------------------------------
-
-
-def _import(
-    store: Store, documents: Sequence[tuple[str, bytes]], *, skip_if_unchanged: bool
-) -> ImportReport:
-    with _uncollected():
-        return _import_all(store, documents, skip_if_unchanged=skip_if_unchanged)
 
 
 @contextlib.contextmanager
@@ -143,17 +124,17 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _import_all(
-    store: Store, documents: Sequence[tuple[str, bytes]], *, skip_if_unchanged: bool
+def _import(
+    store: Store, sources: Iterable[Source], digest: object, grant_to: bytes | None
 ) -> ImportReport:
-    digest = _digest(documents)
-    if skip_if_unchanged and store.metadata(IMPORTED_HASH) == digest:
-        return ImportReport(skipped=True)
-    parsed = [parse(read_document(source, text)) for source, text in documents]
+    """digest: to be kept as that of the last import; None: it is not asked for."""
+    parsed = [
+        parse(read_document(name, text)) for source in sources for name, text in source.documents
+    ]
     with store.change() as draft:
         for definitions in parsed:
-            _apply(draft, definitions)
-        if skip_if_unchanged:
+            _apply(draft, definitions, grant_to)
+        if digest is not None:
             draft.set_metadata(IMPORTED_HASH, digest)
     return ImportReport(
         users=sum(len(one.users) for one in parsed),
@@ -164,16 +145,7 @@ def _import_all(
     )
 
 
-def _digest(documents: Iterable[tuple[str, bytes]]) -> str:
-    """Of the contents, length first: two files are not one that holds both."""
-    digest = hashlib.sha256()
-    for _, text in documents:
-        digest.update(b"%d:" % len(text))
-        digest.update(text)
-    return digest.hexdigest()
-
-
-def _apply(draft: Draft, definitions: Definitions) -> None:
+def _apply(draft: Draft, definitions: Definitions, grant_to: bytes | None) -> None:
     """RabbitMQ's order: users, vhosts, permissions, topic permissions, parameters."""
     document = definitions.document
     for user in definitions.users:
@@ -189,23 +161,28 @@ def _apply(draft: Draft, definitions: Definitions) -> None:
         except CredentialRefusedError as error:
             raise document.error(f"{user.path}.password", f"refused: {error}") from error
     for vhost in definitions.vhosts:
-        draft.put_vhost(
-            vhost.name,
-            description=vhost.description,
-            tags=vhost.tags,
-            default_queue_type=vhost.default_queue_type,
-            protected=vhost.protected,
-        )
+        try:
+            draft.put_vhost(
+                vhost.name,
+                description=vhost.description,
+                tags=vhost.tags,
+                default_queue_type=vhost.default_queue_type,
+                protected=vhost.protected,
+                grant_to=grant_to,
+            )
+        except CredentialRefusedError as error:
+            message = f"the password of a default user (default_users) is refused: {error}"
+            raise document.error(vhost.path, message) from error
         if vhost.limits:
             draft.set_vhost_limits(vhost.name, vhost.limits)
     _apply_permissions(draft, definitions)
+    for parameter in definitions.global_parameters:
+        draft.set_global_parameter(parameter.name, parameter.value)
     for limits in definitions.vhost_limits:
         try:
             draft.set_vhost_limits(limits.vhost, limits.limits)
         except NoSuchVhostError as error:
             raise _unknown(document, limits.path, error) from error
-    if definitions.cluster_name is not None:
-        draft.set_metadata(CLUSTER_NAME, definitions.cluster_name)
 
 
 def _apply_permissions(draft: Draft, definitions: Definitions) -> None:
@@ -243,112 +220,3 @@ def _unknown(
     if isinstance(error, NoSuchUserError):
         return document.error(f"{path}.user", f"{error}; add it to users")
     return document.error(f"{path}.vhost", f"{error}; add it to vhosts")
-
-
-def _read(path: Path) -> list[tuple[str, bytes]]:
-    try:
-        if not path.is_dir():
-            return [(str(path), path.read_bytes())]
-        files = sorted(
-            (entry for entry in path.iterdir() if entry.is_file() and entry.name[0] != "."),
-            key=lambda entry: entry.name,
-        )
-        return [(str(file), file.read_bytes()) for file in files]
-    except OSError as error:
-        raise DefinitionsError(
-            f"load_definitions: cannot read {error.filename or path}: {error.strerror}; "
-            "check the path and its permissions"
-        ) from error
-
-
-# -- export ------------------------------------------------------------------------------
-
-
-def _sections(view: Reader, product: str) -> Iterator[tuple[str, object]]:
-    """Name and content in RabbitMQ's order; lists as iterators, to be used at once."""
-    yield "rabbit_version", FORMAT_VERSION
-    yield "rabbitmq_version", FORMAT_VERSION
-    yield "product_name", product
-    yield "product_version", FORMAT_VERSION
-    yield "rabbitmq_definition_format", "cluster"
-    yield "users", (_exported_user(user) for user in view.users())
-    yield "vhosts", (_exported_vhost(vhost) for vhost in view.vhosts())
-    yield (
-        "permissions",
-        (
-            {
-                "user": _text(user),
-                "vhost": _text(vhost),
-                "configure": _text(permissions.configure),
-                "write": _text(permissions.write),
-                "read": _text(permissions.read),
-            }
-            for user, vhost, permissions in view.all_permissions()
-        ),
-    )
-    yield (
-        "topic_permissions",
-        (
-            {
-                "user": _text(user),
-                "vhost": _text(vhost),
-                "exchange": _text(exchange),
-                "write": _text(permissions.write),
-                "read": _text(permissions.read),
-            }
-            for user, vhost, exchange, permissions in view.all_topic_permissions()
-        ),
-    )
-    yield (
-        "parameters",
-        (
-            {
-                "vhost": _text(vhost.name),
-                "component": VHOST_LIMITS_COMPONENT,
-                "name": "limits",
-                "value": dict(vhost.limits),
-            }
-            for vhost in view.vhosts()
-            if vhost.limits
-        ),
-    )
-    cluster = view.metadata(CLUSTER_NAME)
-    yield "global_parameters", [{"name": CLUSTER_NAME, "value": cluster}] if cluster else []
-    for section in ("policies", "queues", "exchanges", "bindings"):
-        yield section, []
-
-
-def _exported_user(user: User) -> dict[str, object]:
-    return {
-        "name": _text(user.name),
-        "password_hash": passwords.to_base64(user.password_hash),
-        "hashing_algorithm": user.algorithm,
-        "tags": list(user.tags),
-        "limits": dict(user.limits),
-    }
-
-
-def _exported_vhost(vhost: Vhost) -> dict[str, object]:
-    metadata: dict[str, object] = {"description": vhost.description, "tags": list(vhost.tags)}
-    if vhost.default_queue_type is not None:
-        metadata["default_queue_type"] = vhost.default_queue_type
-    if vhost.protected:
-        metadata["protected_from_deletion"] = True
-    return {
-        "name": _text(vhost.name),
-        "description": vhost.description,
-        "tags": list(vhost.tags),
-        "limits": dict(vhost.limits),
-        "metadata": metadata,
-    }
-
-
-def _text(name: bytes) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError as error:
-        what = one_line(shown(name))
-        raise DefinitionsError(
-            f"cannot export '{what}': the name or pattern is not UTF-8, and JSON holds nothing "
-            "else; rename or delete it"
-        ) from error

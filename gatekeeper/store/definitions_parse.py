@@ -7,19 +7,26 @@ out when the definitions are applied. Each entry keeps its path for that.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
-from gatekeeper.store.checks import check_pattern, checked_limits, checked_tags
+from gatekeeper.store.checks import check_pattern, checked_limits, checked_tags, must_be_json
 from gatekeeper.store.definitions_json import Document, Entry, JsonObject, kind_of
-from gatekeeper.store.records import USER_LIMITS, VHOST_LIMITS, UserVhost, UserVhostExchange
+from gatekeeper.store.records import (
+    IMPORTED_HASH,
+    USER_LIMITS,
+    VHOST_LIMITS,
+    UserVhost,
+    UserVhostExchange,
+)
 from gatekeeper.store.refusals import (
     InvalidLimitsError,
     InvalidPatternError,
     InvalidTagsError,
+    InvalidValueError,
     one_line,
 )
 
@@ -102,6 +109,15 @@ class VhostLimitsEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class GlobalParameterEntry:
+    """value: any JSON."""
+
+    path: str
+    name: str
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
 class Definitions:
     document: Document
     users: tuple[UserEntry, ...]
@@ -109,7 +125,7 @@ class Definitions:
     permissions: tuple[PermissionEntry, ...]
     topic_permissions: tuple[TopicPermissionEntry, ...]
     vhost_limits: tuple[VhostLimitsEntry, ...]
-    cluster_name: str | None
+    global_parameters: tuple[GlobalParameterEntry, ...]
     warnings: tuple[str, ...]
 
 
@@ -128,12 +144,13 @@ def parse(document: Document) -> Definitions:
         for at, entry in enumerate(document.entries("topic_permissions"))
     )
     limits, other_parameters = _parameters(document)
-    cluster_name, other_globals = _global_parameters(document)
+    global_parameters = tuple(_global_parameters(document))
     _refuse_duplicates(document, users, (user.name for user in users))
     _refuse_duplicates(document, vhosts, (vhost.name for vhost in vhosts))
     _refuse_duplicates(document, permissions, (one.key for one in permissions))
     _refuse_duplicates(document, topics, (one.key for one in topics))
     _refuse_duplicates(document, limits, (one.vhost for one in limits))
+    _refuse_duplicates(document, global_parameters, (one.name for one in global_parameters))
     return Definitions(
         document=document,
         users=users,
@@ -141,9 +158,9 @@ def parse(document: Document) -> Definitions:
         permissions=permissions,
         topic_permissions=topics,
         vhost_limits=limits,
-        cluster_name=cluster_name,
+        global_parameters=global_parameters,
         warnings=(
-            *_ignored(document, other_parameters, other_globals),
+            *ignored(document, _SECTIONS, other_parameters),
             *_useless_hashes(document, users),
         ),
     )
@@ -311,24 +328,48 @@ def _parameters(document: Document) -> tuple[tuple[VhostLimitsEntry, ...], int]:
     limits: list[VhostLimitsEntry] = []
     others = 0
     for entry in document.entries("parameters"):
-        if entry.get("component") != VHOST_LIMITS_COMPONENT:
+        if (checked := vhost_limits(entry)) is None:
             others += 1
-            continue
-        checked = _limits(entry, "value", VHOST_LIMITS, "limits")
-        limits.append(VhostLimitsEntry(entry.path, entry.name("vhost"), checked))
+        else:
+            limits.append(VhostLimitsEntry(entry.path, entry.name("vhost"), checked))
     return tuple(limits), others
 
 
-def _global_parameters(document: Document) -> tuple[str | None, int]:
-    """The cluster's name, and the number of other global parameters."""
-    name: str | None = None
-    others = 0
+def vhost_limits(entry: Entry) -> Mapping[str, int] | None:
+    """What a parameter says of its vhost's limits; None if it is about something else."""
+    if entry.get("component") != VHOST_LIMITS_COMPONENT:
+        return None
+    return _limits(entry, "value", VHOST_LIMITS, "limits")
+
+
+def _global_parameters(document: Document) -> Iterator[GlobalParameterEntry]:
     for entry in document.entries("global_parameters"):
-        if entry.get("name") == CLUSTER_NAME:
-            name = entry.text("value")
-        else:
-            others += 1
-    return name, others
+        name = entry.text("name")
+        if name == IMPORTED_HASH:
+            continue  # another broker's: ours tells what was imported here
+        value = entry.text("value") if name == CLUSTER_NAME else _any_json(entry, "value")
+        yield GlobalParameterEntry(entry.path, name, value)
+
+
+def _any_json(entry: Entry, key: str) -> object:
+    """A value that must be there, of any type; no object in it has a key twice."""
+    if key not in entry.fields:
+        entry.fail(key, "missing; add it")
+    value = entry.get(key)
+    try:
+        must_be_json(value)
+    except InvalidValueError as error:
+        raise entry.document.error(f"{entry.path}.{key}", str(error)) from error
+    unseen = [value]
+    while unseen:
+        match unseen.pop():
+            case JsonObject() as fields:
+                unseen.extend(
+                    Entry.of(entry.document, f"{entry.path}.{key}", fields).fields.values()
+                )
+            case list() as items:
+                unseen.extend(items)
+    return value
 
 
 def _limits(entry: Entry, key: str, known: tuple[str, ...], where: str) -> Mapping[str, int]:
@@ -397,10 +438,11 @@ def _refuse_duplicates(
             raise document.error(entries[at].path, f"is about the same as {path}; keep one of them")
 
 
-def _ignored(document: Document, parameters: int, globals_: int) -> tuple[str, ...]:
-    counts = {"parameters of other components": parameters, "global_parameters": globals_}
+def ignored(document: Document, used: frozenset[str], parameters: int) -> tuple[str, ...]:
+    """One warning, or none. used: sections; parameters: how many are of no use."""
+    counts = {"parameters of other components": parameters}
     for section, content in document.root.items():
-        if section not in _HEADER and section not in _SECTIONS:
+        if section not in _HEADER and section not in used:
             counts[section] = len(content) if isinstance(content, list | dict) else 1
     named = ", ".join(f"{section} ({count})" for section, count in counts.items() if count)
     if not named:

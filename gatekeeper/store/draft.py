@@ -14,7 +14,13 @@ from typing import Protocol
 
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
-from gatekeeper.store.checks import check_pattern, checked_limits, checked_tags, must_be_text
+from gatekeeper.store.checks import (
+    check_pattern,
+    checked_limits,
+    checked_tags,
+    must_be_json,
+    must_be_text,
+)
 from gatekeeper.store.records import (
     USER_LIMITS,
     VHOST_LIMITS,
@@ -338,8 +344,9 @@ class Draft:
     # -- metadata: RabbitMQ's global parameters, its own and the operator's ---------------
 
     def set_global_parameter(self, name: str, value: object) -> None:
-        """``value``: anything JSON can hold. Raises InvalidTextError for a name that is none."""
+        """Raises InvalidTextError for the name, InvalidValueError for what is not JSON."""
         must_be_text(name)
+        must_be_json(value)
         self._rows.put_metadata(name, value)
 
     def clear_global_parameter(self, name: str) -> bool:

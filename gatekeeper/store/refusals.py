@@ -71,6 +71,10 @@ class InvalidTextError(RequestError):
     """A text that is not valid Unicode (JSON's ``\\ud800``)."""
 
 
+class InvalidValueError(RequestError):
+    """A parameter's value that JSON cannot hold."""
+
+
 class InvalidTagsError(RequestError):
     """Too many tags, or one that is no text."""
 

@@ -22,11 +22,10 @@ from gatekeeper import __version__, logs
 from gatekeeper.backends.registry import Backends
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import GatekeeperError, OperatorError
-from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
 from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
-from gatekeeper.policy.permissions import PermissionSet
+from gatekeeper.prepare import open_store, prepared_store
 from gatekeeper.protocol.frames import COMPILED
 from gatekeeper.server.connection import Connection, Gate
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
@@ -38,9 +37,7 @@ from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
-from gatekeeper.store.definitions import load_definitions
 from gatekeeper.store.records import Reloaded, StoreEvent, UserDeleted, VhostDeleted
-from gatekeeper.store.seed import seed
 from gatekeeper.store.store import Store
 
 FIRST_ANSWER = 2.0
@@ -107,7 +104,7 @@ class App:
         settings = self._settings
         if self._place is None:
             return prepared_store(settings, self._epoch, self._log)
-        return Store.open(settings.store_url, self._epoch, algorithm=settings.password_hashing)
+        return open_store(settings, self._epoch)
 
     def _shared_or_not(self) -> tuple[Exchanges, Connections]:
         """What several processes must agree on; of a worker, the supervisor may now ask."""
@@ -340,36 +337,6 @@ def _signals(stopping: _Stopping) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def prepared_store(settings: Settings, epoch: Epoch, log: Logger) -> Store:
-    """The store, opened, with the newest schema, the definitions and the seed in it.
-
-    Raises OperatorError.
-    """
-    store = Store.open(settings.store_url, epoch, algorithm=settings.password_hashing)
-    try:
-        path, start = settings.load_definitions, settings.seed
-        if path is not None:
-            report = load_definitions(store, path, skip_if_unchanged=settings.skip_if_unchanged)
-            for warning in report.warnings:
-                log.warning(warning)
-        rights = start.permissions
-        seeded = seed(
-            store,
-            user=start.user,
-            password=start.password.value,
-            vhost=start.vhost,
-            permissions=PermissionSet(rights.configure, rights.write, rights.read),
-            tags=start.tags,
-            definitions_configured=path is not None,
-        )
-    except BaseException:
-        store.close()
-        raise
-    if seeded:
-        log.info("Will seed default virtual host and user...")
-    return store
 
 
 def ready_line(addresses: Iterable[str], workers: int) -> str:

@@ -32,10 +32,11 @@ from functools import partial
 from typing import Any
 
 from gatekeeper import logs
-from gatekeeper.app import STORE_REFRESH, App, prepared_store, ready_line
+from gatekeeper.app import STORE_REFRESH, App, ready_line
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import GatekeeperError, OperatorError
 from gatekeeper.policy.epoch import Epoch
+from gatekeeper.prepare import prepared_store
 from gatekeeper.server import nursery
 from gatekeeper.server.control import Hub, Link
 from gatekeeper.server.fleet import Fleet, HubFleet

@@ -25,7 +25,7 @@ LINES: tuple[frozenset[str], ...] = (
     frozenset({"policy"}),
     frozenset({"config"}),
     frozenset({"logs", "store", "tls"}),
-    frozenset({"backends"}),
+    frozenset({"backends", "prepare"}),
     frozenset({"server"}),
     frozenset({"admin"}),
     frozenset({"app"}),

@@ -18,7 +18,7 @@ import click
 
 from gatekeeper import __version__, logs
 from gatekeeper.config.load import load_settings
-from gatekeeper.config.settings import Settings
+from gatekeeper.config.settings import HttpsDefinitions, Settings
 from gatekeeper.errors import OperatorError
 
 T = TypeVar("T")
@@ -67,6 +67,9 @@ def _check(settings: Settings) -> None:
     for upstream in settings.upstreams.values():
         if upstream.tls is not None:
             client_context(upstream.tls, f"upstreams.{upstream.name}.ssl_options")
+    for source in settings.definitions.sources:
+        if isinstance(source, HttpsDefinitions):
+            client_context(source.tls, "definitions.tls")
     with contextlib.closing(Store.open("sqlite::memory:")) as store:
         Backends(settings, store)
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from gatekeeper.config import tls
+from gatekeeper.config import accounts, tls
 from gatekeeper.config.backends import backends, module
+from gatekeeper.config.definitions import definitions
 from gatekeeper.config.settings import (
     Address,
     Anonymous,
@@ -64,9 +65,10 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         backends=backends(typed, problems, warnings),
         loopback_users=_loopback_users(typed),
         seed=_seed(typed, environ, problems),
-        password_hashing=typed.one("password_hashing_module", str),
-        load_definitions=typed.optional("load_definitions", Path),
-        skip_if_unchanged=typed.one("definitions.skip_if_unchanged", bool),
+        password_hashing=accounts.password_hashing(typed),
+        credentials=accounts.credential_rules(typed, problems, warnings),
+        vhost_defaults=accounts.vhost_defaults(typed),
+        definitions=definitions(typed, problems, warnings),
         log=_log(typed, warnings),
         upstreams=upstreams(typed, problems, warnings),
         store_url=typed.one("store.url", str),

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatekeeper.config.settings import Address
+from gatekeeper.policy import pcre
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
 _BYTESIZE = re.compile(r"([0-9]{1,20})(KB|kb|MB|mb|GB|gb)?")
@@ -186,6 +187,32 @@ def string(*, pattern: str = ".*", expected: str = "", hidden: bool = False) -> 
         return text
 
     return Datatype("string", convert, hidden)
+
+
+def regexp() -> Datatype:
+    """A regular expression as RabbitMQ reads it (``valid_regex``); the value is bytes."""
+
+    def convert(text: str) -> bytes:
+        if not text:
+            raise BadValueError("expected a regular expression, not an empty text")
+        try:
+            pcre.compile(text.encode())
+        except pcre.PatternError as error:
+            raise BadValueError(
+                f"expected a regular expression: {error.message} at offset {error.offset}"
+            ) from None
+        return text.encode()
+
+    return Datatype("regular expression", convert)
+
+
+def words() -> Datatype:
+    """Words between commas; the value is a tuple of them."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        return tuple(word for part in text.split(",") if (word := part.strip()))
+
+    return Datatype("comma-separated words", convert)
 
 
 def constant(text: str, name: str, reason: str) -> Datatype:

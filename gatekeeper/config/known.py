@@ -47,37 +47,12 @@ REFUSALS: tuple[Refusal, ...] = (
         "is not supported yet; move its settings to this file and remove the key",
     ),
     Refusal("control.**", "is not supported yet; remove it"),
-    # RabbitMQ makes no default user where definitions are configured: ignoring them would. (The
-    # rest of management.* is about an API that the gate does not serve: without effect.)
-    *(
-        Refusal(pattern, "is not supported yet; use load_definitions")
-        for pattern in (
-            "definitions.import_backend",
-            "definitions.local.**",
-            "definitions.https.**",
-            "definitions.hashing.**",
-            "definitions.tls.**",
-            "management.load_definitions",
-        )
-    ),
     Refusal(
-        "credential_validator.validation_backend",
-        "is not supported yet: weak passwords would be accepted; remove it",
-        frozenset({"rabbit_credential_validator_accept_everything"}),
+        "definitions.tls.crl_check",
+        "is not supported yet: revoked certificates would be accepted; remove it",
+        frozenset({"false"}),
     ),
-    Refusal(
-        "credential_validator.**",
-        "is not supported yet: weak passwords would be accepted; remove it",
-    ),
-    Refusal(
-        "default_users.**",
-        "is not supported yet; grant permissions with load_definitions and remove it",
-    ),
-    Refusal(
-        "default_limits.**",
-        "is not supported yet: new virtual hosts would have no limits; set them with"
-        " load_definitions and remove it",
-    ),
+    Refusal("definitions.tls.cert", "is not supported; put it into definitions.tls.certfile"),
     Refusal("max_connections", _NO_CAP, frozenset({"infinity"})),
     Refusal("connection_max", _NO_CAP, frozenset({"infinity"})),
     Refusal("ranch_connection_max", _NO_CAP, frozenset({"infinity"})),

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from gatekeeper.config import datatypes as types
-from gatekeeper.config import keys_backends
+from gatekeeper.config import keys_accounts, keys_backends, keys_definitions
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
 from gatekeeper.config.keys_backends import BACKEND
@@ -455,9 +455,13 @@ SECTIONS: tuple[Section, ...] = (
                     "rabbit_password_hashing_sha256",
                     "rabbit_password_hashing_sha512",
                     "rabbit_password_hashing_md5",
+                    "argon2id",
+                    "gatekeeper_password_hashing_argon2id",
                 ),
                 "rabbit_password_hashing_sha256",
-                "How new passwords are hashed.",
+                "How new passwords are hashed. `argon2id`, which RabbitMQ lacks, is the hard one "
+                "to guess by: some 20 ms a login, and passwords kept otherwise are hashed anew at "
+                "the next login. It needs the extra `argon2`.",
             ),
         ),
     ),
@@ -506,23 +510,10 @@ SECTIONS: tuple[Section, ...] = (
                 {"administrator": "true"},
                 "`true`: the first user has this tag. Any such key replaces the default.",
             ),
-            row(
-                "load_definitions",
-                types.readable_path(),
-                None,
-                "Users, virtual hosts and permissions to import at the start: a JSON file, or a "
-                "directory of them.",
-                example="/etc/gatekeeper/definitions.json",
-            ),
-            row(
-                "definitions.skip_if_unchanged",
-                _BOOLEAN,
-                "false",
-                "`true`: what `load_definitions` names is imported only if it differs from the "
-                "last import; changes made since stay, and a large file does not delay the start.",
-            ),
         ),
     ),
+    *keys_accounts.SECTIONS,
+    *keys_definitions.SECTIONS,
     Section(
         "Protocol limits",
         (

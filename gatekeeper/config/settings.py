@@ -179,6 +179,77 @@ class Seed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialRules:
+    """``credential_validator.*``: what a new password must be like; at most one of the two.
+
+    min_length: bytes. regexp: must match anywhere in it.
+    """
+
+    min_length: int | None = None
+    regexp: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultUser:
+    """``default_users.NAME.*``: who gets these permissions in each new vhost that matches.
+
+    vhost_pattern: matches anywhere in the vhost's name.
+    password, tags: for the case that there is no such user yet; None is no password.
+    """
+
+    name: bytes
+    vhost_pattern: bytes = b".*"
+    permissions: Permissions
+    password: Secret | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultLimits:
+    """``default_limits.vhosts.ID.*``: of each new vhost that matches, by RabbitMQ's names."""
+
+    pattern: bytes = b".*"
+    limits: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VhostDefaults:
+    """What each new vhost gets: of the limits the first that match, and all users that do."""
+
+    limits: tuple[DefaultLimits, ...] = ()
+    users: tuple[DefaultUser, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDefinitions:
+    """A file or a directory of files. key: of the path, for messages."""
+
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpsDefinitions:
+    """url: an https:// URL; it may hold a password."""
+
+    url: Secret
+    tls: ClientTls = field(default_factory=ClientTls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefinitionsSettings:
+    """What is imported at the start, in this order.
+
+    sources: none means that no definitions are configured, and a blank store is seeded.
+    hashing_algorithm: ``sha``, ``sha224``, ``sha256``, ``sha384`` or ``sha512``.
+    """
+
+    sources: tuple[LocalDefinitions | HttpsDefinitions, ...] = ()
+    skip_if_unchanged: bool = False
+    hashing_algorithm: str = "sha256"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
     """One broker or cluster behind the gate.
 
@@ -251,8 +322,9 @@ class Settings:
     loopback_users: frozenset[bytes]
     seed: Seed
     password_hashing: str
-    load_definitions: Path | None
-    skip_if_unchanged: bool = False
+    credentials: CredentialRules = CredentialRules()
+    vhost_defaults: VhostDefaults = VhostDefaults()
+    definitions: DefinitionsSettings = DefinitionsSettings()
     log: LogSettings
     upstreams: Mapping[str, Upstream]
     store_url: str = field(repr=False)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatekeeper.config.conf import format_key
+from gatekeeper.config.schema import BY_PATTERN
 from gatekeeper.config.settings import ClientTls, ServerTls
 from gatekeeper.config.typed import Problems, Typed
 from gatekeeper.model import Secret
@@ -97,7 +98,9 @@ def _client(options: _Options, problems: Problems, warnings: list[str]) -> Clien
     typed, free = options.typed, options.free
     options.check_pair(problems)
     versions = options.versions(problems)
-    sni = typed.optional(options.prefix + "sni", str, *free)
+    # Not of every server: RabbitMQ's definitions.tls has no such key.
+    has_sni = options.prefix + "sni" in BY_PATTERN
+    sni = typed.optional(options.prefix + "sni", str, *free) if has_sni else None
     return ClientTls(
         cacertfile=options.path("cacertfile"),
         certfile=options.path("certfile"),

@@ -37,7 +37,7 @@ from gatekeeper.store.refusals import (
     UserExistsError,
     VhostProtectedError,
 )
-from gatekeeper.store.rules import Rules
+from gatekeeper.store.rules import Rules, limits_of, users_of
 
 _FULL = PermissionSet(b".*", b".*", b".*")
 
@@ -252,13 +252,15 @@ class Draft:
         if known is not None:
             self._rows.put_vhost(vhost)
             return False
-        limits = self._rules.vhost_defaults.limits_of(name)
+        limits = limits_of(self._rules.vhost_defaults, name)
         self._rows.put_vhost(dataclasses.replace(vhost, limits=limits))
-        for user in self._rules.vhost_defaults.users_of(name):
+        for user in users_of(self._rules.vhost_defaults, name):
             if not self.has_user(user.name):
                 password = None if user.password is None else user.password.value
                 self.put_user(user.name, password, tags=user.tags)
-            self.set_permissions(user.name, name, user.permissions)
+            rights = user.permissions
+            granted = PermissionSet(rights.configure, rights.write, rights.read)
+            self.set_permissions(user.name, name, granted)
         if grant_to is not None and self.has_user(grant_to):
             self._rows.put_permissions([((grant_to, name), _FULL)])
         return True

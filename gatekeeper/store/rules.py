@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from gatekeeper.model import Secret
-from gatekeeper.policy.pcre import Pattern
-from gatekeeper.policy.permissions import PermissionSet
+from gatekeeper.config.settings import DefaultUser, VhostDefaults
+from gatekeeper.policy import pcre
 from gatekeeper.store import passwords
 
 CredentialValidator = Callable[[bytes, bytes], str | None]
@@ -19,49 +18,28 @@ def accept_everything(_username: bytes, _password: bytes) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DefaultUser:
-    """A user who gets these permissions in each new vhost that matches.
-
-    password, tags: for the case that there is no such user yet; None is no password.
-    """
-
-    name: bytes
-    vhost_pattern: Pattern
-    permissions: PermissionSet
-    password: Secret | None = None
-    tags: tuple[str, ...] = ()
+def limits_of(defaults: VhostDefaults, vhost: bytes) -> dict[str, int]:
+    """What a new vhost is limited to. A pattern that gives up on a name (PCRE's limits) does not
+    match, as in RabbitMQ."""
+    matching = (one.limits for one in defaults.limits if _matches(one.pattern, vhost))
+    return dict(next(matching, {}))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DefaultLimits:
-    """Limits of each new vhost that matches, by RabbitMQ's names."""
-
-    pattern: Pattern
-    limits: Mapping[str, int]
+def users_of(defaults: VhostDefaults, vhost: bytes) -> Iterator[DefaultUser]:
+    """Who gets permissions in a new vhost."""
+    return (user for user in defaults.users if _matches(user.vhost_pattern, vhost))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VhostDefaults:
-    """``default_limits.vhosts.*`` and ``default_users.*``; patterns match anywhere in the name.
-
-    A pattern that gives up on a name (PCRE's limits) does not match, as in RabbitMQ.
-    """
-
-    limits: tuple[DefaultLimits, ...] = ()
-    users: tuple[DefaultUser, ...] = ()
-
-    def limits_of(self, vhost: bytes) -> dict[str, int]:
-        """Those of the first entry that matches."""
-        return next((dict(one.limits) for one in self.limits if one.pattern.matches(vhost)), {})
-
-    def users_of(self, vhost: bytes) -> Iterator[DefaultUser]:
-        return (user for user in self.users if user.vhost_pattern.matches(vhost))
+def _matches(pattern: bytes, vhost: bytes) -> bool:
+    return pcre.compile(pattern).matches(vhost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """validator: judges clear passwords when they are set. algorithm: hashes them."""
+    """validator: judges clear passwords when they are set. algorithm: hashes them.
+
+    vhost_defaults: what each new vhost gets.
+    """
 
     validator: CredentialValidator = accept_everything
     algorithm: str = passwords.DEFAULT_ALGORITHM

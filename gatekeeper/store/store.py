@@ -19,6 +19,7 @@ from typing import Protocol
 
 import structlog
 
+from gatekeeper.config.settings import VhostDefaults
 from gatekeeper.errors import StoreError
 from gatekeeper.model import UserLimits, VhostLimits
 from gatekeeper.policy import pcre
@@ -30,7 +31,7 @@ from gatekeeper.store.draft import Draft
 from gatekeeper.store.records import IMPORTED_HASH, Reloaded, StoreEvent, User, Vhost
 from gatekeeper.store.refusals import NoSuchUserError, NoSuchVhostError
 from gatekeeper.store.rows import Reader, Writer
-from gatekeeper.store.rules import CredentialValidator, Rules, VhostDefaults, accept_everything
+from gatekeeper.store.rules import CredentialValidator, Rules, accept_everything
 from gatekeeper.store.sqlite import News, SqliteDatabase
 from gatekeeper.store.url import sqlite_path
 

@@ -24,7 +24,13 @@ from gatekeeper.config.settings import (
     BackendPair,
     CertLogin,
     ClientTls,
+    CredentialRules,
+    DefaultLimits,
+    DefaultUser,
+    DefinitionsSettings,
+    HttpsDefinitions,
     Limits,
+    LocalDefinitions,
     LogSettings,
     Permissions,
     Seed,
@@ -98,7 +104,6 @@ def test_defaults(tmp_path: Path) -> None:
             tags=("administrator",),
         ),
         password_hashing="rabbit_password_hashing_sha256",
-        load_definitions=None,
         log=LogSettings(),
         upstreams={
             "default": Upstream(
@@ -119,6 +124,36 @@ def addresses(*pairs: tuple[str, int]) -> tuple[Address, ...]:
 
 LOG = LogSettings()
 PERMISSIONS = Permissions(configure=b"a", write=b"c", read=b"b")
+
+LOCAL = "definitions.import_backend = local\ndefinitions.local.path = ca.pem\n"
+HTTPS = "definitions.import_backend = https\ndefinitions.https.url = https://u:p@h/d\n"
+BY_PATH = LocalDefinitions(key="definitions.local.path", path=Path("ca.pem"))
+BY_URL = HttpsDefinitions(url=Secret(b"https://u:p@h/d"))
+DEFINITIONS = [
+    (LOCAL, "definitions", DefinitionsSettings(sources=(BY_PATH,))),
+    (LOCAL.replace("local\n", "local_filesystem\n", 1), "definitions.sources", (BY_PATH,)),
+    (LOCAL.replace("local\n", "rabbitmq_definitions_import_local_filesystem\n", 1), "definitions.sources", (BY_PATH,)),
+    (HTTPS, "definitions.sources", (BY_URL,)),
+    (HTTPS.replace("https\n", "http\n", 1), "definitions.sources", (BY_URL,)),
+    (HTTPS.replace("https\n", "rabbitmq_definitions_import_http\n", 1), "definitions.sources", (BY_URL,)),
+    (HTTPS + "definitions.tls.cacertfile = ca.pem\ndefinitions.tls.verify = verify_none", "definitions.sources", (HttpsDefinitions(url=BY_URL.url, tls=ClientTls(cacertfile=Path("ca.pem"), verify_peer=False)),)),
+    (LOCAL + "definitions.skip_if_unchanged = true\ndefinitions.hashing.algorithm = sha", "definitions", DefinitionsSettings(sources=(BY_PATH,), skip_if_unchanged=True, hashing_algorithm="sha")),
+    (LOCAL + "management.load_definitions = .\nload_definitions = .", "definitions.sources", (LocalDefinitions(key="load_definitions", path=Path()), BY_PATH, LocalDefinitions(key="management.load_definitions", path=Path()))),
+]  # fmt: skip
+EVERYTHING = Permissions(configure=b".*", write=b".*", read=b".*")
+VALIDATOR = "credential_validator.validation_backend = rabbit_credential_validator_"
+ACCOUNTS = [
+    (VALIDATOR + "accept_everything", "credentials", CredentialRules()),
+    (VALIDATOR + "min_password_length", "credentials", CredentialRules(min_length=5)),
+    (VALIDATOR + "min_password_length\ncredential_validator.min_length = 0", "credentials", CredentialRules(min_length=0)),
+    (VALIDATOR + "password_regexp\ncredential_validator.regexp = ^.{8}", "credentials", CredentialRules(regexp=b"^.{8}")),
+    ("credential_validator.min_length = 8", "credentials", CredentialRules()),
+    ("default_users.x.password = a:b", "vhost_defaults.users", (DefaultUser(name=b"x", permissions=EVERYTHING, password=Secret(b"a:b")),)),
+    ("default_users.b.tags = t, ,u\ndefault_users.a.vhost_pattern = ^v\ndefault_users.a.read = ^r\ndefault_users.a.write = ^w\ndefault_users.a.configure = ^c", "vhost_defaults.users", (DefaultUser(name=b"a", vhost_pattern=b"^v", permissions=Permissions(configure=b"^c", write=b"^w", read=b"^r")), DefaultUser(name=b"b", permissions=EVERYTHING, tags=("t", "u")))),
+    ("default_limits.vhosts.2.max_queues = 7\ndefault_limits.vhosts.10.max_connections = 1\ndefault_limits.vhosts.10.pattern = ^v\ndefault_limits.vhosts.10.max_queues = 2", "vhost_defaults.limits", (DefaultLimits(pattern=b"^v", limits={"max-connections": 1, "max-queues": 2}), DefaultLimits(limits={"max-queues": 7}))),
+    ("password_hashing_module = argon2id", "password_hashing", "gatekeeper_password_hashing_argon2id"),
+    ("password_hashing_module = gatekeeper_password_hashing_argon2id", "password_hashing", "gatekeeper_password_hashing_argon2id"),
+]  # fmt: skip
 
 ACCEPTED = [
     # listeners and sockets
@@ -152,6 +187,8 @@ ACCEPTED = [
     ("loopback_users.guest = false", "loopback_users", frozenset()),
     ("loopback_users.alice = true", "loopback_users", frozenset({b"alice"})),
     ("loopback_users.a\\.b = true\nloopback_users.c = false", "loopback_users", frozenset({b"a.b"})),
+    *DEFINITIONS,
+    *ACCOUNTS,
     ("password_hashing_module = rabbit_password_hashing_sha512", "password_hashing", "rabbit_password_hashing_sha512"),
     ("credential_validator.validation_backend = rabbit_credential_validator_accept_everything", "warnings", ()),
     # the seed
@@ -164,9 +201,8 @@ ACCEPTED = [
     ("default_permissions.configure = ''\ndefault_permissions.read = ''\ndefault_permissions.write = ''", "seed.permissions", Permissions(configure=b"", write=b"", read=b"")),
     ("default_user_tags.x = true\ndefault_user_tags.management = false", "seed.tags", ("x",)),
     ("default_user_tags.administrator = false", "seed.tags", ()),
-    ("load_definitions = ca.pem", "load_definitions", Path("ca.pem")),
-    ("load_definitions = .", "load_definitions", Path()),
-    ("definitions.skip_if_unchanged = true", "skip_if_unchanged", True),
+    ("load_definitions = ca.pem", "definitions.sources", (LocalDefinitions(key="load_definitions", path=Path("ca.pem")),)),
+    ("load_definitions = .", "definitions.sources", (LocalDefinitions(key="load_definitions", path=Path()),)),
     # limits
     ("heartbeat = 1\nheartbeat = 2", "limits.heartbeat", 2),
     ("frame_max = 128KB", "limits.frame_max", 131072),
@@ -272,6 +308,27 @@ REFUSED = [
     ("log.default.level = warn", "log.default.level: 'warn' does not fit: expected debug, info, notice"),
     ("log.file = ''", "log.file: '' does not fit: expected a path"),
     ("default_user = ''", "default_user: '' does not fit: expected a name"),
+    ("definitions.skip_if_unchanged = true", "definitions.import_backend: definition import source is configured but definitions.import_backend is not set"),
+    ("load_definitions = ca.pem\ndefinitions.skip_if_unchanged = true", "definitions.import_backend: definition import source is configured but definitions.import_backend is not set"),
+    ("definitions.tls.verify = verify_none", "definitions.import_backend: definition import source is configured but definitions.import_backend is not set"),
+    ("definitions.import_backend = local", "definitions.local.path: local definition file path is not configured: local_path is not set"),
+    ("definitions.import_backend = mine", "definitions.import_backend: 'mine' does not fit: expected local_filesystem,"),
+    ("definitions.import_backend = https", "definitions.https.url: is missing; give an https:// URL"),
+    ("definitions.import_backend = https\ndefinitions.https.url = http://u:hunter2@h/", "definitions.https.url: does not fit: expected an https:// URL"),
+    ("definitions.import_backend = https\ndefinitions.https.url = https://[hunter2", "definitions.https.url: does not fit: expected an https:// URL"),
+    ("definitions.local.path = nope", "definitions.local.path: 'nope' does not fit: the file does not exist"),
+    ("management.load_definitions = nope", "management.load_definitions: 'nope' does not fit: the file does not exist"),
+    ("definitions.hashing.algorithm = md5", "definitions.hashing.algorithm: 'md5' does not fit"),
+    (HTTPS + "definitions.tls.certfile = ca.pem", "definitions.tls.keyfile: is missing; certfile needs it"),
+    (HTTPS + "definitions.tls.crl_check = true", "definitions.tls.crl_check: " + NOT_YET),
+    (HTTPS + "definitions.tls.cert = x", "definitions.tls.cert: is not supported; put it into definitions.tls.certfile"),
+    (VALIDATOR + "password_regexp", "credential_validator.regexp: is missing"),
+    (VALIDATOR + "password_regexp\ncredential_validator.regexp = (", "credential_validator.regexp: '(' does not fit: expected a regular expression: "),
+    ("credential_validator.min_length = -1", "credential_validator.min_length: '-1' does not fit"),
+    ("default_users.x.read = (", "default_users.x.read: '(' does not fit: expected a regular expression"),
+    ("default_users.x.vhost_pattern = ''", "default_users.x.vhost_pattern: '' does not fit: expected a regular expression, not an empty text"),
+    ("default_limits.vhosts.1.max_queues = 0", "default_limits.vhosts.1.max_queues: '0' does not fit"),
+    ("default_limits.vhosts.1.pattern = [", "default_limits.vhosts.1.pattern: '[' does not fit"),
     ("password_hashing_module = md5", "password_hashing_module: 'md5' does not fit: expected rabbit_password_hashing_sha256,"),
     ("store.url = postgresql://u:hunter2@h/d", "store.url: the value does not fit: expected sqlite:///PATH"),
     ("store.url = sqlite://host/x", "store.url: the value does not fit: expected sqlite:///PATH"),
@@ -306,12 +363,7 @@ REFUSED = [
     ("trust_store.directory = x", "trust_store.directory: " + NOT_YET),
     ("max_connections = 10", "max_connections: " + NOT_YET),
     ("connection_max = 10", "connection_max: " + NOT_YET),
-    ("credential_validator.min_length = 8", "credential_validator.min_length: " + NOT_YET),
-    ("credential_validator.validation_backend = x", "credential_validator.validation_backend: " + NOT_YET),
-    ("definitions.local.path = x", "definitions.local.path: " + NOT_YET + "; use load_definitions"),
-    ("default_limits.vhosts.1.max_queues = 1", "default_limits.vhosts.1.max_queues: " + NOT_YET),
-    ("default_users.x.password = hunter2", "default_users.x.password: " + NOT_YET),
-    ("management.load_definitions = x", "management.load_definitions: " + NOT_YET + "; use load_definitions"),
+    ("credential_validator.validation_backend = x", "credential_validator.validation_backend: 'x' does not fit: expected rabbit_credential_validator_accept_everything,"),
     ("log.syslog = true", "log.syslog: " + NOT_YET),
     ("workers = 0", "workers: '0' does not fit"),
     ("workers = 65", "workers: '65' does not fit"),
@@ -399,6 +451,7 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
         ("channel_max = 10", ["FILE:4:1: channel_max: was renamed to max_channels_per_connection; use the new name"]),
         ("channel_max = 10\nmax_channels_per_connection = 20", ["FILE:4:1: channel_max: was renamed to max_channels_per_connection; both are set, using max_channels_per_connection"]),
         ("auth_backends.3.authn = internal", ["FILE:4:1: auth_backends.3.authn: given alone, it is used for both .authn and .authz"]),
+        ("credential_validator.regexp = x", ["FILE:4:1: credential_validator.regexp: has no effect without credential_validator.validation_backend = rabbit_credential_validator_password_regexp"]),
         ("log.file.level = debug", ["FILE:4:1: log.file.level: has no effect without log.file"]),
         ("ssl_options.ciphers.1 = TLS_AES_256_GCM_SHA384\nssl_options.ciphers.2 = ECDHE-RSA-AES256-GCM-SHA384", ["FILE:4:1: ssl_options.ciphers.1: TLS 1.3 ciphers cannot be chosen; OpenSSL's default is used"]),
         (UP + "ssl = true\n" + UP + "ssl_options.depth = 3", ["FILE:5:1: " + UP + "ssl_options.depth: cannot be enforced; limit chains with the authority's path length constraint (pathlen)"]),

@@ -147,6 +147,14 @@ HARMLESS = {
     "ssl_options.honor_ecc_order",
     "ssl_options.log_alert",
     "ssl_options.log_level",
+    "definitions.tls.dh",
+    "definitions.tls.log_alert",
+    "definitions.tls.log_level",
+    "definitions.tls.reuse_session",
+    "definitions.tls.reuse_sessions",
+    "definitions.tls.secure_renegotiate",
+    # A server's option, which RabbitMQ's client has no use for either.
+    "definitions.tls.fail_if_no_peer_cert",
     # The broker behind the gate enforces its own.
     "cluster_exchange_limit",
     "cluster_queue_limit",

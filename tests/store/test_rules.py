@@ -6,33 +6,33 @@ from collections.abc import Iterator
 
 import pytest
 
+from gatekeeper.config.settings import DefaultLimits, DefaultUser, Permissions, VhostDefaults
 from gatekeeper.model import Secret
-from gatekeeper.policy import pcre
 from gatekeeper.policy.permissions import PermissionSet
 from gatekeeper.store import passwords
 from gatekeeper.store.refusals import CredentialRefusedError
-from gatekeeper.store.rules import DefaultLimits, DefaultUser, VhostDefaults
 from gatekeeper.store.store import Store
 from gatekeeper.store.validators import min_password_length
 
 RIGHTS = PermissionSet(b"c", b"w", b"r")
+CONFIGURED = Permissions(configure=b"c", write=b"w", read=b"r")
 DEFAULTS = VhostDefaults(
     limits=(
-        DefaultLimits(pattern=pcre.compile(b"^dev-small"), limits={"max-queues": 1}),
-        DefaultLimits(pattern=pcre.compile(b"^dev-"), limits={"max-connections": 5}),
+        DefaultLimits(pattern=b"^dev-small", limits={"max-queues": 1}),
+        DefaultLimits(pattern=b"^dev-", limits={"max-connections": 5}),
     ),
     users=(
         DefaultUser(
             name=b"dev",
-            vhost_pattern=pcre.compile(b"^dev-"),
-            permissions=RIGHTS,
+            vhost_pattern=b"^dev-",
+            permissions=CONFIGURED,
             password=Secret(b"first password"),
             tags=("monitoring",),
         ),
         DefaultUser(
             name=b"all",
-            vhost_pattern=pcre.compile(b".*"),
-            permissions=PermissionSet(b"", b"", b".*"),
+            vhost_pattern=b".*",
+            permissions=Permissions(configure=b"", write=b"", read=b".*"),
         ),
     ),
 )

@@ -5,6 +5,8 @@ Source: ``rabbit_auth_backend_internal_loopback`` of RabbitMQ 4.3.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from gatekeeper.backends.internal import InternalBackend
 from gatekeeper.model import Credentials, Peer
 from gatekeeper.policy.ports import LoginAnswer, Refused
@@ -22,7 +24,9 @@ class InternalLoopbackBackend(InternalBackend):
     def name(self) -> str:
         return NAME
 
-    def authenticate(self, credentials: Credentials, peer: Peer) -> LoginAnswer:
+    def authenticate(
+        self, credentials: Credentials, peer: Peer
+    ) -> LoginAnswer | Awaitable[LoginAnswer]:
         user = shown(credentials.username)
         if credentials.mechanism != _TELLS_THE_ADDRESS:
             return Refused(

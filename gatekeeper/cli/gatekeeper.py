@@ -70,7 +70,9 @@ def _check(settings: Settings) -> None:
     for source in settings.definitions.sources:
         if isinstance(source, HttpsDefinitions):
             client_context(source.tls, "definitions.tls")
-    with contextlib.closing(Store.open("sqlite::memory:")) as store:
+    with contextlib.closing(
+        Store.open("sqlite::memory:", algorithm=settings.password_hashing)
+    ) as store:
         Backends(settings, store)
 
 

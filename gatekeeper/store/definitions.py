@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatekeeper.errors import DefinitionsError
-from gatekeeper.store.definitions_json import Document, read_document
-from gatekeeper.store.definitions_parse import (
+from gatekeeper.store.definitions_entries import (
     Definitions,
     PermissionEntry,
     TopicPermissionEntry,
-    parse,
 )
+from gatekeeper.store.definitions_json import Document, read_document
+from gatekeeper.store.definitions_parse import parse
 from gatekeeper.store.definitions_sources import Source, read_local
 from gatekeeper.store.draft import Draft
 from gatekeeper.store.records import IMPORTED_HASH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from gatekeeper.store.store import Store
 from tests.integration.conftest import people
 from tests.support.amqp import CAPABILITIES, Client, DeadlineError, LostError, RefusedError
 from tests.support.amqp_codec import PROTOCOL_HEADER, method_frame, publish_frames
@@ -282,6 +284,25 @@ def test_a_second_start_on_the_same_store_keeps_the_users(
     config.unset("load_definitions")
     with Gate(config) as gate:
         gate.login("alice", "alice-pw").close()
+
+
+def test_passwords_are_hashed_anew_while_the_connection_stays(
+    broker: RabbitNode, tmp_path: Path
+) -> None:
+    """Whoever is connected must not be cut off by a new hash of the password that is right."""
+    config = config_for(tmp_path, broker.port)
+    config.set("password_hashing_module", "argon2id")
+    with Gate(config) as gate:
+        with gate.login("alice", "alice-pw") as client:
+            for _ in range(3):
+                gate.login("alice", "alice-pw").close()
+            with pytest.raises(RefusedError):
+                gate.login("alice", "wrong")
+            client.open_channel(1)
+        with contextlib.closing(Store.open(config.values["store.url"])) as store:
+            alice = store.user(b"alice")
+    assert alice is not None
+    assert alice.password_hash.startswith(b"$argon2id$")
 
 
 def one_line(stderr: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from gatekeeper.config import accounts, tls
 from gatekeeper.config.backends import backends, module
 from gatekeeper.config.definitions import definitions
+from gatekeeper.config.ldap import ldap
 from gatekeeper.config.settings import (
     Address,
     Anonymous,
@@ -71,6 +72,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         definitions=definitions(typed, problems, warnings),
         log=_log(typed, warnings),
         upstreams=upstreams(typed, problems, warnings),
+        ldap=ldap(typed, problems, warnings),
         store_url=typed.one("store.url", str),
         drain_timeout=typed.one("drain_timeout", float),
         workers=_workers(typed, problems),

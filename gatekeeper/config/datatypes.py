@@ -110,8 +110,9 @@ def bytesize(low: int, high: int, *, zero: bool = False) -> Datatype:
     return Datatype("bytesize", convert)
 
 
-def milliseconds(*, infinity: bool) -> Datatype:
-    """Whole milliseconds of at least 1; the value is seconds, ``math.inf`` for ``infinity``."""
+def milliseconds(*, infinity: bool, zero: bool = False) -> Datatype:
+    """Whole milliseconds of at least 1, or 0 where zero is True; the value is seconds,
+    ``math.inf`` for ``infinity``."""
 
     def convert(text: str) -> float:
         if infinity and text == "infinity":
@@ -119,7 +120,7 @@ def milliseconds(*, infinity: bool) -> Datatype:
         if not _INTEGER.fullmatch(text):
             also = " or infinity" if infinity else ""
             raise BadValueError(f"expected milliseconds (an integer without a unit){also}")
-        return _bounded(int(text), 1, 2**32 - 1) / 1000
+        return _bounded(int(text), 0 if zero else 1, 2**32 - 1) / 1000
 
     return Datatype("milliseconds or infinity" if infinity else "milliseconds", convert)
 

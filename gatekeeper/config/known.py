@@ -42,10 +42,6 @@ class Refusal:
 
 
 REFUSALS: tuple[Refusal, ...] = (
-    Refusal(
-        "advanced_config",
-        "is not supported yet; move its settings to this file and remove the key",
-    ),
     Refusal("control.**", "is not supported yet; remove it"),
     Refusal(
         "definitions.tls.crl_check",
@@ -75,6 +71,19 @@ REFUSALS: tuple[Refusal, ...] = (
         "cannot be turned off yet: a resumed session would not check the certificate; remove it",
         frozenset({"true"}),
     ),
+    Refusal(
+        "auth_ldap.ssl_options.crl_check",
+        "is not supported yet: revoked certificates would be accepted; remove it",
+        frozenset({"false"}),
+    ),
+    Refusal(
+        "auth_ldap.ssl_options.cert", "is not supported; put it into auth_ldap.ssl_options.certfile"
+    ),
+    Refusal(
+        "auth_ldap.ssl_options.key.**",
+        "is not supported; put it into auth_ldap.ssl_options.keyfile",
+    ),
+    Refusal("auth_ldap.ssl_options.psk_identity", "is not supported; use certificates"),
     Refusal(
         "trust_store.**",
         "is not supported yet; list the accepted authorities in ssl_options.cacertfile",

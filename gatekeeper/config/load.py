@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from gatekeeper.config.advanced import Advanced, read_advanced
 from gatekeeper.config.build import build
 from gatekeeper.config.settings import Settings
-from gatekeeper.config.sources import read
+from gatekeeper.config.sources import Document, read
 from gatekeeper.config.typed import check
 from gatekeeper.errors import ConfigError
 
@@ -28,19 +29,28 @@ def load_settings(path: Path, environ: Mapping[str, str]) -> Settings:
     path: the main file, which must exist.
     environ: for ``$(NAME)``; RABBITMQ_CONFIG_FILES (a directory, all of whose files are read,
         or a pattern; sorted by path, later files win); RABBITMQ_DEFAULT_USER, _PASS and
-        _VHOST (win over the files).
+        _VHOST (win over the files); RABBITMQ_ADVANCED_CONFIG_FILE (Erlang terms, which win over
+        the files; ignored where there is no such file, as RabbitMQ does).
     Raises ConfigError: every line of it names a place and a remedy; no line holds a secret.
     """
-    advanced = environ.get(_ADVANCED)
-    if advanced and Path(advanced).exists():
-        raise ConfigError(
-            f"the environment: {_ADVANCED}: Erlang terms are not supported yet; move the settings"
-            f" to {path} and unset the variable"
-        )
     more, warnings = _more_files(environ.get(_MORE_FILES))
     document = read([path, *more], environ)
-    settings = build(check(document), environ)
-    return replace(settings, warnings=(*warnings, *settings.warnings))
+    advanced = _advanced(document, environ)
+    settings = build(check(advanced.over(document)), environ)
+    return replace(
+        settings,
+        auth_backends=advanced.backends or settings.auth_backends,
+        warnings=(*warnings, *settings.warnings),
+    )
+
+
+def _advanced(document: Document, environ: Mapping[str, str]) -> Advanced:
+    """The file of the variable, if there is one there; else that of the key."""
+    named = environ.get(_ADVANCED)
+    if named and Path(named).exists():
+        return read_advanced(Path(named), f"the environment: {_ADVANCED}")
+    setting = document.values.get(("advanced_config",))
+    return Advanced() if setting is None else read_advanced(Path(setting.text), setting.place)
 
 
 def _more_files(value: str | None) -> tuple[list[Path], list[str]]:

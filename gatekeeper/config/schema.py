@@ -22,6 +22,7 @@ from gatekeeper.config import keys_accounts, keys_backends, keys_definitions
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
 from gatekeeper.config.keys_backends import BACKEND
+from gatekeeper.config.keys_ldap import SECTION as _LDAP
 from gatekeeper.config.spec import KeySpec, Section, matches, row
 
 _BOOLEAN = types.switch("true", "false", "boolean")
@@ -465,6 +466,7 @@ SECTIONS: tuple[Section, ...] = (
             ),
         ),
     ),
+    _LDAP,
     Section(
         "What a blank user database starts with",
         (
@@ -650,6 +652,19 @@ SECTIONS: tuple[Section, ...] = (
                 _FORMAT,
                 "plaintext",
                 "Lines for people or JSON.",
+            ),
+        ),
+    ),
+    Section(
+        "Erlang terms",
+        (
+            row(
+                "advanced_config",
+                types.readable_path(),
+                None,
+                "RabbitMQ's advanced.config, whose settings win over those of this file; the "
+                "variable RABBITMQ_ADVANCED_CONFIG_FILE wins over this key.",
+                example="/etc/gatekeeper/advanced.config",
             ),
         ),
     ),

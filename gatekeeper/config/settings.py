@@ -17,6 +17,7 @@ from gatekeeper.model import Secret
 
 if TYPE_CHECKING:
     from gatekeeper.config.backends import BackendsSettings
+    from gatekeeper.config.ldap import LdapSettings  # which is made of settings of this file
 
 LogLevel = Literal[
     "debug", "info", "notice", "warning", "error", "critical", "alert", "emergency", "none"
@@ -303,6 +304,7 @@ class Settings:
     store_url: ``sqlite:///PATH`` or ``sqlite::memory:``. Hidden from ``repr``: other stores hold
         a password in it.
     workers: processes that serve clients; with more than one the store is a file.
+    ldap: None where no ``auth_ldap.*`` is set.
     warnings: what the operator should know, one line each; the caller logs them.
     """
 
@@ -330,4 +332,5 @@ class Settings:
     store_url: str = field(repr=False)
     drain_timeout: float
     workers: int = 1
+    ldap: LdapSettings | None = None
     warnings: tuple[str, ...] = ()

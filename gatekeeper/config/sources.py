@@ -109,7 +109,7 @@ class _Reader:
         self._files += 1
         if self._files > _FILES_LIMIT:
             raise ConfigError(f"{place}: more than {_FILES_LIMIT} files; remove some includes")
-        for entry in parse(_read_text(file, place, _FILE_LIMIT), str(file)):
+        for entry in parse(read_text(file, place, _FILE_LIMIT), str(file)):
             if isinstance(entry, Setting):
                 yield entry
                 continue
@@ -131,7 +131,8 @@ class _Reader:
         return [path for path in found if "*" not in last or path.is_file()]
 
 
-def _read_text(file: Path, place: str, limit: int) -> str:
+def read_text(file: Path, place: str, limit: int) -> str:
+    """A whole file. place: what named it, for messages. limit: bytes. Raises ConfigError."""
     prefix = f"{place}: " if place else ""
     try:
         with file.open("rb") as stream:
@@ -161,7 +162,7 @@ def _file_value(setting: Setting) -> str:
         return setting.text
     file = Path(setting.origin.file).parent / named[1].strip()
     place = f"{setting.origin}: {format_key(setting.key)}"
-    return _read_text(file, place, _VALUE_LIMIT).removesuffix("\n").removesuffix("\r")
+    return read_text(file, place, _VALUE_LIMIT).removesuffix("\n").removesuffix("\r")
 
 
 class _SubstitutionError(Exception):

@@ -34,8 +34,8 @@ def upstreams(typed: Typed, problems: Problems, warnings: list[str]) -> Mapping[
 
 
 def _upstream(typed: Typed, name: str, problems: Problems, warnings: list[str]) -> Upstream:
-    servers = _ordered(typed.many(_PREFIX + "servers.$n", Address, name))
-    vhosts = _ordered(typed.many(_PREFIX + "vhosts.$n", str, name))
+    servers = ordered(typed.many(_PREFIX + "servers.$n", Address, name))
+    vhosts = ordered(typed.many(_PREFIX + "vhosts.$n", str, name))
     credentials = cast(
         "Literal['service', 'client']", typed.one(_PREFIX + "credentials", str, name)
     )
@@ -104,7 +104,7 @@ def _check_routes(typed: Typed, found: Mapping[str, Upstream], problems: Problem
                 )
 
 
-def _ordered(labelled: Mapping[str, T]) -> Mapping[str, T]:
+def ordered(labelled: Mapping[str, T]) -> Mapping[str, T]:
     """Numbers first and as numbers (2 before 10), then other labels by their text."""
     return {
         label: labelled[label]

@@ -370,7 +370,7 @@ REFUSED = [
     ("workers = 2.5", "workers: '2.5' does not fit"),
     ("store.url = sqlite::memory:\nworkers = 2", "workers: several processes cannot share sqlite::memory:; set store.url = sqlite:///PATH, or workers = 1"),
     ("control.socket = x", "control.socket: " + NOT_YET),
-    ("advanced_config = x", "advanced_config: " + NOT_YET),
+    ("advanced_config = nowhere", "advanced_config: cannot read 'nowhere': No such file"),
     # rules across keys
     ("listeners.tcp = none", "listeners.tcp: there is no listener at all"),
     ("listeners.tcp.a = 1\nlisteners.tcp.b = 1", "listeners.tcp.b: another listener has the same address"),
@@ -492,14 +492,6 @@ def test_environment_beats_the_files_for_the_seed(tmp_path: Path) -> None:
     assert seed.password == Secret(b"encrypted:x#$(y)")
     empty = load(tmp_path, text, dict.fromkeys(environ, "")).seed
     assert (empty.user, empty.password, empty.vhost) == (b"a", Secret(b"b"), b"c")
-
-
-def test_advanced_config_is_refused_where_it_exists(tmp_path: Path) -> None:
-    missing = {"RABBITMQ_ADVANCED_CONFIG_FILE": str(tmp_path / "advanced.config")}
-    load(tmp_path, "", missing)
-    (tmp_path / "advanced.config").write_text("[].")
-    with pytest.raises(ConfigError, match="RABBITMQ_ADVANCED_CONFIG_FILE: Erlang terms are not"):
-        load(tmp_path, "", missing)
 
 
 def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 #
 #   system.sh python PYTHON    a Python of 3.11 or later that can make virtual environments
 #   system.sh broker           what `make run` needs: RabbitMQ and PCRE2
-#   system.sh tests            the same, HAProxy and valgrind for the benchmarks, a C compiler for the scanner
+#   system.sh tests            the same, HAProxy and valgrind for the benchmarks, slapd, a C compiler for the scanner
 set -euo pipefail
 
 say() { echo "gatekeeper: $*" >&2; }
@@ -50,6 +50,7 @@ broker | tests)
     have_library libpcre2-8.so.0 || missing+=(libpcre2-8-0)
     if [ "$1" = tests ]; then
         command -v haproxy >/dev/null || [ -x /usr/sbin/haproxy ] || missing+=(haproxy)
+        command -v slapd >/dev/null || [ -x /usr/sbin/slapd ] || missing+=(slapd ldap-utils)
         command -v valgrind >/dev/null || missing+=(valgrind)
         command -v cc >/dev/null || command -v gcc >/dev/null || missing+=(gcc libc6-dev)
     fi

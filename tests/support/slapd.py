@@ -1,7 +1,7 @@
 """A real directory for tests: OpenLDAP's slapd in a folder and on free loopback ports of its own.
 
 What it holds is :data:`TREE`. It takes a bind with a name and an empty password
-(``bind_anon_cred``), as many directories do, so that only the client keeps such a login out.
+(``bind_anon_dn``), as many directories do, so that only the client keeps such a login out.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ modulepath /usr/lib/ldap
 moduleload back_mdb
 pidfile {folder}/slapd.pid
 argsfile {folder}/slapd.args
-allow bind_anon_cred
+allow bind_anon_dn
 {tls}
 database mdb
 suffix "{base}"

@@ -140,6 +140,10 @@ class Connection:
         self._link.ended = True
         self._link.transport.abort()
 
+    async def gone(self) -> None:
+        """Until nothing of it is left. TLS takes the server's goodbye, so use a deadline."""
+        await self._link.gone.wait()
+
     def _next(self) -> int:
         self._number = self._number % 0x7FFFFFFF + 1
         return self._number
@@ -233,6 +237,7 @@ class _Link(asyncio.Protocol):
     def __init__(self) -> None:
         self.ended = False
         self.last_length = 0
+        self.gone = asyncio.Event()
         self._buffer = bytearray()
         self._waiter: asyncio.Future[None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -284,6 +289,7 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
+        self.gone.set()
         self._wake()
 
     def _wake(self) -> None:

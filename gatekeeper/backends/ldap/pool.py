@@ -27,6 +27,9 @@ from gatekeeper.config.ldap import ANONYMOUS, Anonymous, BindAs, LdapSettings
 RETRIES = 10
 """RabbitMQ's LDAP_OPERATION_RETRIES. A server that answers nothing in time is not asked again."""
 
+CLOSE_TIMEOUT = 1.0
+"""Seconds for servers to take their leave, all together."""
+
 NO_SERVERS = Failure("no_ldap_servers_defined")
 CONNECT_ERROR = Failure("ldap_connect_error")
 BIND_ERROR = Failure("ldap_bind_error")
@@ -88,12 +91,23 @@ class Pool:
     async def close(self) -> None:
         """Close what is idle; connections in use are closed when they are given back."""
         self._closed = True
+        connections: list[Connection] = []
         for kept in self._idle.values():
-            while kept:
-                connection, timer = kept.pop()
+            for connection, timer in kept:
                 if timer is not None:
                     timer.cancel()
                 connection.close()
+                connections.append(connection)
+            kept.clear()
+        for wait in (CLOSE_TIMEOUT, None):
+            try:
+                async with asyncio.timeout(wait):
+                    for connection in connections:
+                        await connection.gone()
+                return
+            except TimeoutError:
+                for connection in connections:
+                    connection.abort()
 
     async def _asked(
         self,

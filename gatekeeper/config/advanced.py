@@ -46,6 +46,8 @@ _STRICT: Mapping[str, Key] = MappingProxyType(
         "rabbitmq_trust_store": ("trust_store",),
     }
 )
+_PREFIXES: Mapping[str, Key] = MappingProxyType({**_LENIENT, **_STRICT})
+_AUTH = "rabbitmq_auth_"
 
 
 class _OptionError(Exception):
@@ -106,9 +108,15 @@ class _Reading:
     def advanced(self, applications: list[Term]) -> Advanced:
         for application in applications:
             match application:
-                case (Atom(name), list() as options):
+                case (Atom(name), list() as options) if name in _PREFIXES:
                     for option in options:
                         self._option(name, option)
+                case (Atom(name), list()) if name.startswith(_AUTH):
+                    self._problem(
+                        application, f"{name}: the gate has no such backend or mechanism; remove it"
+                    )
+                case (Atom(name), list()):
+                    self._ignored.append(name)
                 case _:
                     self._problem(application, "expected {Application, [{Option, Value}]}")
         if self._problems:
@@ -150,12 +158,13 @@ class _Reading:
 
     def _other(self, application: str, name: str, option: Term, value: Term) -> None:
         """An option without a rule of its own: a key of the same name, if the gate has it."""
-        prefix = _LENIENT.get(application, _STRICT.get(application))
-        if prefix is None:
-            self._ignored.append(application)
-            return
-        head = (*prefix, name)
-        found = dict(_plain(value)) if _is_plain(value) else {}
+        head = (*_PREFIXES[application], name)
+        try:
+            found = dict(_one(value) if find(head) else _plain(value))
+        except _OptionError:
+            if find(head):
+                raise
+            found = {}  # of a shape that no key has, so it has no key
         known = {rest: text for rest, text in found.items() if find((*head, *rest))}
         for rest in found or {(): ""}:
             if rest not in known:
@@ -359,14 +368,6 @@ def _module(term: Term) -> str:
     except BadValueError as error:
         raise _OptionError(f"{name} does not fit: {error}") from None
     return name if name.startswith("rabbit_auth_backend_") else f"rabbit_auth_backend_{name}"
-
-
-def _is_plain(term: Term) -> bool:
-    try:
-        dict(_plain(term))
-    except _OptionError:
-        return False
-    return True
 
 
 def _plain(term: Term) -> Iterator[tuple[Key, str]]:

@@ -99,15 +99,13 @@ class Pool:
                 connection.close()
                 connections.append(connection)
             kept.clear()
-        for wait in (CLOSE_TIMEOUT, None):
-            try:
-                async with asyncio.timeout(wait):
-                    for connection in connections:
-                        await connection.gone()
-                return
-            except TimeoutError:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 for connection in connections:
-                    connection.abort()
+                    await connection.gone()
+        except TimeoutError:
+            for connection in connections:
+                connection.abort()
 
     async def _asked(
         self,

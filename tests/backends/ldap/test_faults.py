@@ -1,4 +1,4 @@
-"""A directory that is slow, gone, wrong or flapping: refused, never allowed, never a stalled loop."""
+"""A directory that is slow, gone, wrong or flapping: refused, and the loop never stalls."""
 
 from __future__ import annotations
 

@@ -43,6 +43,13 @@ def _http(settings: Settings, _store: Store) -> object:
     return Guarded(HttpBackend(settings.backends.http))
 
 
+def _ldap(settings: Settings, _store: Store) -> object:
+    from gatekeeper.backends.ldap.backend import LdapBackend  # noqa: PLC0415 - seldom used
+    from gatekeeper.config.ldap import LdapSettings  # noqa: PLC0415
+
+    return Guarded(LdapBackend.from_settings(settings.ldap or LdapSettings()))
+
+
 _MAKERS: Mapping[str, tuple[Make, str]] = MappingProxyType(
     {
         "rabbit_auth_backend_internal": (lambda _, store: InternalBackend(store), ""),
@@ -56,6 +63,7 @@ _MAKERS: Mapping[str, tuple[Make, str]] = MappingProxyType(
             "",
         ),
         "rabbit_auth_backend_http": (_http, "http"),
+        "rabbit_auth_backend_ldap": (_ldap, ""),
     }
 )
 """How each of RabbitMQ's backends is made, and the extra that it needs."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from gatekeeper.config.backends import module
 from gatekeeper.config.conf import Key, Origin, format_key
 from gatekeeper.config.datatypes import BadValueError
 from gatekeeper.config.encrypted import TAG
@@ -138,7 +139,10 @@ class _Reading:
                 return
         try:
             if (application, name) == ("rabbit", "auth_backends"):
-                self._backends = _chain(value)
+                self._backends = tuple(
+                    replace(pair, place=self._place(option, "rabbit.auth_backends"))
+                    for pair in _chain(value)
+                )
                 self._replaced.append(("auth_backends",))
             elif translate := _OPTIONS.get((application, name)):
                 self._known(option, translate, value)
@@ -194,8 +198,11 @@ class _Reading:
         self._values[key] = Value(key, text, text, origin)
 
     def _problem(self, term: Term, text: str) -> None:
+        self._problems.append(self._place(term, text))
+
+    def _place(self, term: Term, text: str) -> str:
         line, column = self._terms.place(term)
-        self._problems.append(f"{self._file}:{line}:{column}: {text}")
+        return f"{self._file}:{line}:{column}: {text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,13 +354,13 @@ def _chain(term: Term) -> tuple[BackendPair, ...]:
     for item in _listed(term):
         match item:
             case Atom():
-                chain.append(BackendPair(authn=_module(item), authz=(_module(item),)))
+                chain.append(BackendPair(authn=_backend(item), authz=(_backend(item),), both=True))
             case (Atom() as authn, authz):
-                both = tuple(map(_module, authz if isinstance(authz, list) else [authz]))
+                both = tuple(map(_backend, authz if isinstance(authz, list) else [authz]))
                 if not both:
                     # RabbitMQ takes this for "allowed everything".
                     raise _OptionError(f"{authn} has no authorisation backend; name one")
-                chain.append(BackendPair(authn=_module(authn), authz=both))
+                chain.append(BackendPair(authn=_backend(authn), authz=both))
             case _:
                 raise _OptionError("expected a backend, {Authn, Authz} or {Authn, [Authz]}")
     if not chain:
@@ -361,13 +368,13 @@ def _chain(term: Term) -> tuple[BackendPair, ...]:
     return tuple(chain)
 
 
-def _module(term: Term) -> str:
+def _backend(term: Term) -> str:
     name = _text(term)
     try:
         BY_PATTERN["auth_backends.$num"].type.convert(name)
     except BadValueError as error:
         raise _OptionError(f"{name} does not fit: {error}") from None
-    return name if name.startswith("rabbit_auth_backend_") else f"rabbit_auth_backend_{name}"
+    return module(name)
 
 
 def _plain(term: Term) -> Iterator[tuple[Key, str]]:

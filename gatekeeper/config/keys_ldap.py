@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gatekeeper.config import datatypes as types
+from gatekeeper.config.keys_backends import client_tls_rows
 from gatekeeper.config.spec import KeySpec, Section, row
 
 _PREFIX = "auth_ldap."
@@ -12,7 +13,6 @@ _TEXT = types.string()
 _NAME = types.string(pattern=".+", expected="a name, not an empty text")
 _QUERY = types.string(pattern=".*", expected="an Erlang term")
 _BIND = types.enum("as_user", "anon")
-_PEM = types.pem_file()
 _PORT = types.integer(1, 65535)
 
 
@@ -137,40 +137,7 @@ SECTION = Section(
             "`none` drops every `auth_ldap.ssl_options.*`.",
             example="none",
         ),
-        row(
-            _SSL + "cacertfile",
-            _PEM,
-            None,
-            "Authorities that may sign the server's certificate; unset: those the system trusts.",
-            example="/etc/gatekeeper/ldap-ca.pem",
-        ),
-        row(
-            _SSL + "certfile",
-            _PEM,
-            None,
-            "Client certificate to present to the server.",
-            example="/etc/gatekeeper/client.pem",
-        ),
-        row(
-            _SSL + "keyfile",
-            _PEM,
-            None,
-            "Its private key.",
-            example="/etc/gatekeeper/client-key.pem",
-        ),
-        row(
-            _SSL + "password",
-            types.secret(),
-            None,
-            "Passphrase of the private key.",
-            example="$(GATEKEEPER_CLIENT_KEY_PASSPHRASE)",
-        ),
-        row(
-            _SSL + "verify",
-            types.enum("verify_peer", "verify_none"),
-            "verify_peer",
-            "Check the server's certificate and its name.",
-        ),
+        *(each for each in client_tls_rows("auth_ldap", "the server") if each.words[-1] != "sni"),
         row(
             _SSL + "sni",
             _TEXT,
@@ -183,25 +150,6 @@ SECTION = Section(
             types.enum("wildcard", "none"),
             "none",
             "Without effect: certificates for `*.example.com` are always understood.",
-        ),
-        row(
-            _SSL + "depth",
-            types.integer(0, 255),
-            "1",
-            "Longest chain of intermediate certificates that is accepted.",
-        ),
-        row(
-            _SSL + "versions.$version",
-            types.enum("tlsv1", "tlsv1.1", "tlsv1.2", "tlsv1.3"),
-            {"1": "tlsv1.2", "2": "tlsv1.3"},
-            "A TLS version to offer; the enabled ones must have no gap.",
-        ),
-        row(
-            _SSL + "ciphers.$cipher",
-            types.string(pattern="[A-Za-z0-9_-]+", expected="one OpenSSL cipher name"),
-            None,
-            "A cipher suite to offer, in this order; unset: OpenSSL's default.",
-            example={"1": "ECDHE-ECDSA-AES256-GCM-SHA384"},
         ),
         _query(
             "vhost_access",

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gatekeeper.config import schema
-from gatekeeper.config.datatypes import string
 from gatekeeper.config.ldap import ANONYMOUS, AS_USER, BindAs, LdapQueries, LdapSettings
 from gatekeeper.config.ldap_queries import ALLOW, Constant, Exists, InGroup, Not, TagQuery
 from gatekeeper.config.settings import Address, BackendPair, ClientTls, Permissions, Settings
-from gatekeeper.config.spec import row
 from gatekeeper.errors import ConfigError
 from gatekeeper.model import Secret
 from tests.config.test_encrypted import VECTOR
@@ -69,7 +66,7 @@ ERRORS = [
     ('[{rabbit, ["x"]}].', "rabbit: expected {Option, Value}"),
     ("[{rabbit,\n [{auth_backends, []}]}].", "advanced.config:2:3: rabbit.auth_backends: the list is empty"),
     ("[{rabbit, [{auth_backends, [{rabbit_auth_backend_internal, []}]}]}].", "rabbit_auth_backend_internal has no authorisation backend"),
-    ("[{rabbit, [{auth_backends, [rabbit_auth_backend_nope]}]}].", "rabbit.auth_backends: rabbit_auth_backend_nope does not fit"),
+    ("[{rabbit, [{auth_backends, ['no backend']}]}].", "rabbit.auth_backends: no backend does not fit"),
     ("[{rabbit, [{auth_backends, [1]}]}].", "expected a backend, {Authn, Authz}"),
     ("[{rabbit, [{loopback_users, guest}]}].", "rabbit.loopback_users: expected a list"),
     ('[{rabbit, [{default_permissions, ["a"]}]}].', "expected three patterns"),
@@ -173,12 +170,8 @@ def test_empty_lists(tmp_path: Path, pki: Path) -> None:  # noqa: F811
     assert found.ssl_listeners == (Address(host="", port=5671),)
 
 
-def test_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain(tmp_path: Path) -> None:
     """Several authorisation backends, which no key of a conf file can say."""
-    anything = row("auth_backends.$num", string(), {"1": "internal"}, "")
-    monkeypatch.setattr(
-        "gatekeeper.config.advanced.BY_PATTERN", {**schema.BY_PATTERN, anything.pattern: anything}
-    )
     terms = """[{rabbit, [{auth_backends, [
         rabbit_auth_backend_ldap,
         {rabbit_auth_backend_ldap, rabbit_auth_backend_internal},
@@ -186,9 +179,12 @@ def test_a_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = advanced(tmp_path, terms, "auth_backends.1 = internal")
     names = {name: f"rabbit_auth_backend_{name}" for name in ("ldap", "http")}
     assert found.auth_backends == (
-        BackendPair(authn=names["ldap"], authz=(names["ldap"],)),
+        BackendPair(authn=names["ldap"], authz=(names["ldap"],), both=True),
         BackendPair(authn=names["ldap"], authz=(INTERNAL,)),
         BackendPair(authn=names["http"], authz=(names["ldap"], INTERNAL)),
+    )
+    assert found.auth_backends[0].place == (
+        f"{tmp_path}/advanced.config:1:12: rabbit.auth_backends"
     )
 
 

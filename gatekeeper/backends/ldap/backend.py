@@ -38,7 +38,7 @@ NAME = "rabbit_auth_backend_ldap"
 
 _NO_PASSWORD = "\"'other_bind' set to 'as_user' but no password supplied\""  # noqa: S105
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class LdapBackend:
             if not isinstance(looked_up, bytes):
                 # RabbitMQ goes on to bind with the error as the name, which fails in its turn.
                 again = looked_up if looked_up in (NO_SERVERS, CONNECT_ERROR) else BIND_ERROR
-                return Failed(again.reason)
+                return _failed(again)
             bind_dn = found = looked_up
 
         async def ask(ldap: Connection) -> Accepted | Failure:
@@ -154,7 +154,7 @@ class LdapBackend:
         if isinstance(answer, Rejected):
             return Refused(_shown(answer.dn))
         if isinstance(answer, Failure):
-            return Failed(answer.reason)
+            return _failed(answer)
         other = self._settings.other_bind
         if not isinstance(other, BindAs | Anonymous):
             return answer
@@ -164,7 +164,7 @@ class LdapBackend:
             case Rejected(dn):
                 return Refused(_shown(dn))
             case Failure():
-                return Failed(EVALUATE_ERROR.reason)
+                return Failed(EVALUATE_ERROR.reason, unavailable=tags == CONNECT_ERROR)
             case _:
                 return Accepted(answer.username, tags, user)
 
@@ -262,7 +262,7 @@ class LdapBackend:
             case Rejected():
                 verdict = Verdict(False, "the bind was refused")
             case Failure(reason):
-                verdict = Verdict(False, what, error=reason)
+                verdict = Verdict(False, what, error=reason, unavailable=answer == CONNECT_ERROR)
             case _:
                 verdict = Verdict(answer, what)
         result = verdict.error or ("ok" if verdict.allowed else "denied")
@@ -285,6 +285,10 @@ def _state(state: object) -> LdapUser:
     if not isinstance(state, LdapUser):
         raise BackendError("LDAP: the state of another backend")
     return state
+
+
+def _failed(failure: Failure) -> Failed:
+    return Failed(failure.reason, unavailable=failure == CONNECT_ERROR)
 
 
 def _decision(answer: LoginAnswer) -> str:

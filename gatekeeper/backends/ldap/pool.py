@@ -37,7 +37,7 @@ EVALUATE_ERROR = Failure("ldap_evaluate_error")
 
 T = TypeVar("T")
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("default")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from tests.support.slapd import Slapd, in_people, password_of
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-CONNECT_ERROR = Failed("ldap_connect_error")
+CONNECT_ERROR = Failed("ldap_connect_error", unavailable=True)
 MEMBER = queries('{in_group, "cn=admins,ou=groups,dc=example,dc=com"}')
 BOUND = bytes.fromhex("300c02010161070a010004000400")
 """A bind response to request 1: success."""
@@ -154,7 +154,7 @@ async def test_the_directory_goes_and_comes_back(tmp_path: Path) -> None:
             slapd.start()
             again = await made.vhost_access(who, b"/", PEER)
     assert (allowed.allowed, again.allowed) == (True, True)
-    assert gone == Verdict(False, gone.rule, error="ldap_connect_error")
+    assert gone == Verdict(False, gone.rule, error="ldap_connect_error", unavailable=True)
 
 
 async def test_a_lost_connection_is_replaced_unseen(slapd: Slapd) -> None:

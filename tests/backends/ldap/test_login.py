@@ -41,7 +41,8 @@ def outcome(answer: LoginAnswer) -> dict[str, Any]:
     match answer:
         case Refused(reason):
             return {"refused": reason}
-        case Failed(reason):
+        case Failed(reason, unavailable):
+            assert unavailable == (reason == "ldap_connect_error")
             return {"failed": reason}
         case Accepted(_, tags, LdapUser(dn)):
             return {"ok": dn.decode()} | ({"tags": sorted(tags)} if tags else {})

@@ -18,7 +18,7 @@ from tests.support.slapd import Slapd
 
 KINDS = ("use_ssl", "use_starttls")
 LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
-REFUSED = Failed("ldap_connect_error")
+REFUSED = Failed("ldap_connect_error", unavailable=True)
 
 
 async def attempt(slapd: Slapd, kind: str, tls: ClientTls) -> LoginAnswer:

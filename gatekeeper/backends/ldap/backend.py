@@ -61,6 +61,8 @@ class LdapBackend:
     @classmethod
     def from_settings(cls, settings: LdapSettings) -> LdapBackend:
         """Opens no connection yet. Raises ConfigError where the TLS files cannot be used."""
+        if settings.servers is None:
+            _log.warning("LDAP: auth_ldap.servers is not set; whoever asks this backend is refused")
         trace = Trace(
             _log,
             on=settings.log != "false",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gatekeeper.config.erlang_terms import Atom, Term
+from gatekeeper.errors import BackendError
 from gatekeeper.model import Kind, Permission
 
 FIXED = ("username", "user_dn", "vhost", "resource", "name", "permission")
@@ -18,6 +19,9 @@ FIXED = ("username", "user_dn", "vhost", "resource", "name", "permission")
 
 Context = Mapping[str, bytes | Mapping[str, bytes]]
 """What a check adds to the variables, as RabbitMQ's context map."""
+
+FILLED_LIMIT = 256 * 1024
+"""Octets of a filled pattern."""
 
 _SPECIAL = frozenset(b',+"\\<>;\0')
 _SPACE, _HASH = 0x20, 0x23
@@ -135,10 +139,14 @@ def _active_directory(username: bytes) -> tuple[tuple[str, Term], ...]:
 
 
 def _fill(pattern: bytes, values: Iterable[tuple[str, bytes]]) -> bytes:
+    """Raises BackendError above FILLED_LIMIT: a value may ask for others many times over."""
     for name, value in values:
         if b"${" not in pattern:
             break
-        pattern = pattern.replace(b"${%s}" % name.encode(), value)
+        variable = b"${%s}" % name.encode()
+        if len(pattern) + pattern.count(variable) * len(value) > FILLED_LIMIT:
+            raise BackendError(f"LDAP: a filled pattern of more than {FILLED_LIMIT} octets")
+        pattern = pattern.replace(variable, value)
     return pattern
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from gatekeeper.backends.ldap.backend import LdapUser
 from gatekeeper.config.erlang_terms import read_term
@@ -94,3 +95,17 @@ async def test_names_that_are_not_utf8_go_out_as_they_are(slapd: Slapd) -> None:
         {"failed": "ldap_bind_error"},
         {"refused": "cn=ÿ,ou=people,dc=example,dc=com"},
     )
+
+
+async def test_a_name_that_asks_for_itself_again_and_again_is_bounded(slapd: Slapd) -> None:
+    """Before any login: 8 KB would become 80 MB."""
+    domain = "${ad_user}" * 200 + "${ad_domain}" * 200
+    async with backend(slapd.port) as made:
+        with pytest.raises(BackendError, match="a filled pattern of more than"):
+            await login(made, domain + "\\" + "x" * 2000, "x")
+
+
+async def test_no_servers_are_said_at_the_start(slapd: Slapd) -> None:
+    with structlog.testing.capture_logs() as lines:
+        async with backend(slapd.port, servers=None):
+            assert "auth_ldap.servers is not set" in lines[0]["event"]

@@ -1,4 +1,4 @@
-"""A gate whose users are in a real directory, set up by an advanced.config as RabbitMQ's would be."""
+"""A gate whose users are in a directory, set up by an advanced.config as RabbitMQ would be."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def test_a_routing_key(alice: Client) -> None:
 def test_a_virtual_host(ldap_gate: Gate) -> None:
     with pytest.raises(RefusedError) as refused:
         ldap_gate.login("alice", password_of("alice"), b"v2")
-    assert refused.value.text == (
-        b"NOT_ALLOWED - access to vhost 'v2' refused for user 'alice'"
-    )
+    assert refused.value.text == (b"NOT_ALLOWED - access to vhost 'v2' refused for user 'alice'")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from gatekeeper.backends.ldap.pool import (
 from gatekeeper.backends.ldap.trace import Trace
 from gatekeeper.config.ldap import AS_USER, Anonymous, BindAs, LdapSettings
 from gatekeeper.config.ldap_queries import Query, Scope
+from gatekeeper.config.settings import ClientTls
 from gatekeeper.errors import BackendError, printable
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret, Variables
 from gatekeeper.policy.ports import Accepted, Failed, LoginAnswer, Refused, Verdict
@@ -70,8 +71,8 @@ class LdapBackend:
             unmasked=settings.log == "network_unsafe",
         )
         context = None
-        if settings.tls is not None:
-            context = client_context(settings.tls, "auth_ldap.ssl_options")
+        if settings.use_ssl or settings.use_starttls:
+            context = client_context(settings.tls or ClientTls(), "auth_ldap.ssl_options")
         return cls(settings, Pool(settings, context, trace), trace)
 
     @property

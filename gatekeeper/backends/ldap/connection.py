@@ -23,7 +23,6 @@ from gatekeeper.backends.ldap.messages import (
     Entry,
     Message,
     Operation,
-    Reference,
     Result,
 )
 from gatekeeper.backends.ldap.trace import Trace
@@ -85,13 +84,12 @@ class Connection:
         entries: list[Entry] = []
         left = OCTETS_LIMIT
         while not isinstance(operation := await self._answer(), Result):
-            if isinstance(operation, Reference):
-                continue
             left -= self._link.last_length
             if len(entries) == ENTRIES_LIMIT or left < 0:
                 self.abort()
                 raise BackendError("an LDAP search found more than a check should ever look at")
-            entries.append(operation)
+            if isinstance(operation, Entry):
+                entries.append(operation)
         self._trace.traffic(
             "search reply = %s, %s, %s entries",
             base,
@@ -185,6 +183,9 @@ async def connect(
     context: for LDAPS or StartTLS. As in RabbitMQ, a server whose StartTLS fails ends the search;
     one whose LDAPS handshake fails does not. Raises ConnectError.
     """
+    if context is None and (settings.use_ssl or settings.use_starttls):
+        # INVARIANT: what is to go by TLS never goes in the clear.
+        raise ConnectError("TLS is wanted, but there is no context for it")
     failures: list[str] = []
     for host in settings.servers or ():
         try:

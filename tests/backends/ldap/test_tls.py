@@ -76,3 +76,10 @@ async def test_starttls_at_a_server_without(tls_files: TlsFiles, tmp_path: Any) 
     with Slapd(tmp_path / "plain") as plain:
         async with backend(plain.port, tls=tls, use_starttls=True) as made:
             assert await login(made, "alice") == REFUSED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_tls_without_options_checks_the_certificate(slapd: Slapd, kind: str) -> None:
+    port = slapd.tls_port if kind == "use_ssl" else slapd.port
+    async with backend(port, **{kind: True}) as made:
+        assert await login(made, "alice") == REFUSED

@@ -22,9 +22,10 @@ from gatekeeper.config.datatypes import BadValueError
 from gatekeeper.config.encrypted import TAG
 from gatekeeper.config.erlang_terms import Atom, Term, TermError, Terms, read_terms, shown, text_of
 from gatekeeper.config.known import refusal
-from gatekeeper.config.schema import BY_PATTERN, find
+from gatekeeper.config.schema import BY_PATTERN, KEYS, find
 from gatekeeper.config.settings import BackendPair
 from gatekeeper.config.sources import Document, Value, read_text
+from gatekeeper.config.spec import matches
 from gatekeeper.errors import ConfigError
 
 Texts = Mapping[Key, str]
@@ -181,7 +182,7 @@ class _Reading:
         rule = next(filter(None, (refusal((*key, *["x"] * more)) for more in range(4))), None)
         if rule is not None:
             self._problem(option, f"{application}.{name}: {rule.reason}")
-        elif application in _STRICT:
+        elif application in _STRICT or _begins_a_key(key):
             self._problem(
                 option,
                 f"{application}.{name}: is not read from here; write {format_key(key)} into the"
@@ -212,6 +213,11 @@ class _Translate:
     head: Key
     texts: Callable[[Term], Texts]
     also: tuple[Key, ...] = ()
+
+
+def _begins_a_key(head: Key) -> bool:
+    """Has the gate keys below this one? Then the option asks for something that it does."""
+    return any(matches(spec.words[: len(head)], head) for spec in KEYS)
 
 
 def _text(term: Term) -> str:

@@ -15,8 +15,10 @@ from typing import Any, cast
 
 from gatekeeper.config import accounts, tls
 from gatekeeper.config.backends import backends, module
+from gatekeeper.config.build_oauth2 import oauth2
 from gatekeeper.config.definitions import definitions
 from gatekeeper.config.ldap import ldap
+from gatekeeper.config.oauth2 import BACKEND as OAUTH2
 from gatekeeper.config.settings import (
     Address,
     Anonymous,
@@ -50,6 +52,8 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
     ssl = _listeners(typed, "ssl")
     _check_listeners(typed, tcp, ssl, problems)
     timeout = typed.one("handshake_timeout", float)
+    pairs = _backends(typed, problems, warnings)
+    used = {name for pair in pairs for name in (pair.authn, *pair.authz)}
     settings = Settings(
         tcp_listeners=tuple(tcp.values()),
         ssl_listeners=tuple(ssl.values()),
@@ -62,7 +66,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         auth_mechanisms=_mechanisms(typed, problems, ssl=bool(ssl)),
         cert_login=_cert_login(typed),
         anonymous=_anonymous(typed),
-        auth_backends=_backends(typed, problems, warnings),
+        auth_backends=pairs,
         backends=backends(typed, problems, warnings),
         loopback_users=_loopback_users(typed),
         seed=_seed(typed, environ, problems),
@@ -76,6 +80,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         store_url=typed.one("store.url", str),
         drain_timeout=typed.one("drain_timeout", float),
         workers=_workers(typed, problems),
+        oauth2=oauth2(typed, problems, warnings, used=OAUTH2 in used),
         warnings=tuple(warnings),
     )
     problems.raise_if_any()

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from gatekeeper.config import datatypes as types
-from gatekeeper.config import keys_accounts, keys_backends, keys_definitions
+from gatekeeper.config import keys_accounts, keys_backends, keys_definitions, keys_oauth2
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
 from gatekeeper.config.keys_backends import BACKEND
@@ -729,6 +729,7 @@ SECTIONS: tuple[Section, ...] = (
         ),
     ),
     *keys_backends.SECTIONS,
+    *keys_oauth2.SECTIONS,
 )
 
 KEYS: tuple[KeySpec, ...] = tuple(spec for section in SECTIONS for spec in section.keys)

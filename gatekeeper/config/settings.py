@@ -18,6 +18,7 @@ from gatekeeper.model import Secret
 if TYPE_CHECKING:
     from gatekeeper.config.backends import BackendsSettings
     from gatekeeper.config.ldap import LdapSettings  # which is made of settings of this file
+    from gatekeeper.config.oauth2 import OAuth2Settings  # which is made of settings of this file
 
 LogLevel = Literal[
     "debug", "info", "notice", "warning", "error", "critical", "alert", "emergency", "none"
@@ -333,4 +334,5 @@ class Settings:
     drain_timeout: float
     workers: int = 1
     ldap: LdapSettings | None = None
+    oauth2: OAuth2Settings | None = None
     warnings: tuple[str, ...] = ()

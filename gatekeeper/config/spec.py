@@ -8,6 +8,13 @@ from dataclasses import dataclass, field
 from gatekeeper.config.conf import Key
 from gatekeeper.config.datatypes import Datatype
 
+_NAMES = {
+    "upstreams": "default",
+    "oauth_providers": "keycloak",
+    "resource_servers": "billing",
+}
+"""The name that a first free word has in the documents."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
@@ -56,11 +63,13 @@ def row(
 def _texts(pattern: str, given: str | Mapping[str, str] | None) -> Mapping[str, str]:
     if not given:
         return {}
-    words = pattern.replace("upstreams.$name", "upstreams.default").split(".")
+    for free, name in _NAMES.items():
+        pattern = pattern.replace(free + ".$name", f"{free}.{name}")
+    words = pattern.split(".")
     if isinstance(given, str):
         return {".".join(words): given}
-    free = next(at for at, word in enumerate(words) if word.startswith("$"))
-    return {".".join([*words[:free], name, *words[free + 1 :]]): given[name] for name in given}
+    at = next(at for at, word in enumerate(words) if word.startswith("$"))
+    return {".".join([*words[:at], name, *words[at + 1 :]]): given[name] for name in given}
 
 
 def matches(words: Key, key: Key) -> bool:

@@ -12,7 +12,7 @@ whatever a backend may do (refuse, fail, raise, answer nonsense) into a refusal.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from gatekeeper.errors import printable
@@ -28,6 +28,7 @@ from gatekeeper.model import (
     Kind,
     Peer,
     Permission,
+    Secret,
     TopicAccess,
 )
 from gatekeeper.policy.ports import (
@@ -35,6 +36,7 @@ from gatekeeper.policy.ports import (
     AuthnBackend,
     AuthzBackend,
     ExchangeTypes,
+    ExpiringBackend,
     Failed,
     LoginAnswer,
     Refused,
@@ -214,6 +216,46 @@ class Engine:
         if isinstance(check, TopicAccess):
             return self._topic(identity, vhost, check)
         return self._any(identity, vhost, check, _ANY_ORDER)
+
+    # -- credentials that end --------------------------------------------------------------
+
+    def expiry(self, identity: Identity) -> int | None:
+        """Unix seconds at which the first of the user's credentials ends; None for never."""
+        ends = (
+            backend.expiry(state)
+            for name, state in identity.grants
+            if isinstance(backend := self._authz[name], ExpiringBackend)
+        )
+        return min((at for at in ends if at is not None), default=None)
+
+    async def update_secret(
+        self, identity: Identity, secret: Secret
+    ) -> Identity | Refused | Failed | EngineCrash:
+        """The user with new credentials, for all backends whose old ones end.
+
+        The tags are then those of these backends alone. Whether the user may still use the
+        vhost is the caller's question. Source: rabbit_access_control:update_state.
+        """
+        grants: list[tuple[str, object]] = []
+        tags: frozenset[str] = frozenset()
+        renewed = False
+        for name, state in identity.grants:
+            backend = self._authz[name]
+            if not isinstance(backend, ExpiringBackend) or backend.expiry(state) is None:
+                grants.append((name, state))
+                continue
+            try:
+                answer = await _settled(backend.update_state(_user(identity, state), secret))
+            except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
+                return _crash(name, error)
+            if isinstance(answer, Refused | Failed):
+                return answer
+            if not isinstance(answer, Accepted):
+                return _crash(name, NonsenseError(f"answered {type(answer).__name__}"))
+            grants.append((name, answer.state))
+            tags |= answer.tags
+            renewed = True
+        return replace(identity, tags=tags if renewed else identity.tags, grants=tuple(grants))
 
     def topic_rule(self, identity: Identity, vhost: bytes, exchange: bytes) -> bool:
         """Could any topic check refuse here? Where in doubt, yes. Never on the default exchange."""

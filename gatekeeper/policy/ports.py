@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
+from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret, Variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,20 @@ class AuthzBackend(Protocol):
         permission: Permission,
         variables: Variables,
     ) -> Verdict | Awaitable[Verdict]: ...
+
+
+@runtime_checkable
+class ExpiringBackend(Protocol):
+    """What an authorisation backend adds whose users' credentials may end.
+
+    RabbitMQ: ``expiry_timestamp/1`` and ``update_state/2``.
+    """
+
+    def expiry(self, state: object) -> int | None:
+        """Unix seconds at which the user's credentials end; None for never."""
+
+    def update_state(self, user: AuthUser, secret: Secret) -> LoginAnswer | Awaitable[LoginAnswer]:
+        """New credentials for a user that is logged in; only asked where the old ones end."""
 
 
 class ExchangeTypes(Protocol):

@@ -1,0 +1,71 @@
+"""Documents of an identity provider, over HTTPS: bounded in time and size.
+
+A document is fetched when a key is missing, which is rare: each fetch has a session (and so a
+connection) of its own, and nothing stays open in between.
+Source: ``uaa_jwks``, ``oauth2_client`` (4.3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from gatekeeper.config.settings import ClientTls
+from gatekeeper.errors import BackendError
+from gatekeeper.tls import client_context
+
+TIMEOUT = 10.0
+"""Seconds for one document. RabbitMQ has 60, but its clients have 10 to log in."""
+MAX_DOCUMENT = 1024 * 1024
+MAX_REDIRECTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Fetcher:
+    """Fetches by the TLS options of one identity provider. Raises ConfigError."""
+
+    def __init__(self, https: ClientTls, name: str, timeout: float = TIMEOUT) -> None:
+        """name: of the options in the configuration, without the last dot."""
+        self._tls = client_context(https, name)
+        self._timeout = timeout
+
+    async def get(self, url: str) -> Document:
+        """Raises BackendError; its text is an Erlang-like term for the log."""
+        import aiohttp  # noqa: PLC0415 - an extra
+
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(ssl=self._tls),
+                    timeout=aiohttp.ClientTimeout(total=self._timeout),
+                    # Nothing compressed: what is counted is what is held.
+                    auto_decompress=False,
+                    headers={"Accept-Encoding": "identity"},
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                ) as session,
+                session.get(url, max_redirects=MAX_REDIRECTS) as response,
+            ):
+                steps = (*response.history, response)
+                if any(step.url.scheme != "https" for step in steps):
+                    raise BackendError("insecure_redirect")
+                body = await self._body(response.content.iter_any())
+                return Document(response.status, response.headers.get("Content-Type", ""), body)
+        except TimeoutError:
+            raise BackendError("timeout") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise BackendError(f"{{failed_connect,{type(error).__name__}: {error}}}") from error
+
+    @staticmethod
+    async def _body(content: AsyncIterator[bytes]) -> bytes:
+        body = b""
+        async for chunk in content:
+            body += chunk
+            if len(body) > MAX_DOCUMENT:
+                raise BackendError("document_too_large")
+        return body

@@ -143,7 +143,7 @@ class OAuth2Backend:
         """The token, unverified, and whom it says it is for."""
         try:
             token = Unverified.of(b"" if secret is None else secret.value)
-            return token, claims.resource_server(token.claims.get("aud"), self._settings)
+            return token, claims.resource_server(token.claims, self._settings)
         except MalformedTokenError:
             raise _AudienceError(MALFORMED) from None
         except TokenRefusedError as error:

@@ -35,12 +35,13 @@ class ClaimsError(ValueError):
     """Claims of a shape that RabbitMQ does not survive. The message holds none of the token."""
 
 
-def resource_server(audience: object | None, settings: OAuth2Settings) -> ResourceServer:
-    """Whom the token is for; None stands for a token without ``aud``.
+def resource_server(claims: Claims, settings: OAuth2Settings) -> ResourceServer:
+    """Whom the token is for, by ``aud``.
 
     Raises TokenRefusedError, or ClaimsError for an audience that is neither text nor list.
     """
-    if audience is not None:
+    if "aud" in claims:
+        audience = claims["aud"]
         wanted = _words(audience) if isinstance(audience, str) else _list(audience)
         found = [each for each in wanted if isinstance(each, str) and each in settings.servers]
         if len(found) > 1:
@@ -52,7 +53,7 @@ def resource_server(audience: object | None, settings: OAuth2Settings) -> Resour
         return unverified[0]
     many, none = (
         ("no_aud_found_cannot_pick_one_from_too_many_resource_servers", "no_aud_found")
-        if audience is None
+        if "aud" not in claims
         else ("too_many_resources_with_verify_aud_false", "no_matching_aud_found")
     )
     raise TokenRefusedError("{error,%s}" % (many if unverified else none))

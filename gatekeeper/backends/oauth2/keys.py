@@ -66,8 +66,8 @@ class KeyRing:
         self._static: Mapping[str, Key] = {
             name: _of_pem(pem) for name, pem in provider.signing_keys.items()
         }
-        self._published: Mapping[object, object] = {}
-        self._parsed: dict[object, Key] = {}
+        self._published: Mapping[str | None, object] = {}
+        self._parsed: dict[str | None, Key] = {}
         self._jwks_uri = provider.jwks_uri
         self._lock = asyncio.Lock()
         self._fetched = 0
@@ -78,11 +78,9 @@ class KeyRing:
     def publishes(self) -> bool:
         return bool(self.provider.jwks_uri or self.provider.discovery_endpoint)
 
-    async def find(self, key_id: object | None) -> Key:
-        """key_id: of the token's header. Raises TokenRefusedError."""
+    async def find(self, key_id: str | None) -> Key:
+        """key_id: as the token names it. Raises TokenRefusedError."""
         wanted = self.provider.default_key if key_id is None else key_id
-        if not isinstance(wanted, str | None):
-            raise TokenRefusedError("{error,key_not_found}")
         found = self._known(wanted)
         if found is None:
             await self._renew()
@@ -177,19 +175,23 @@ def _discovered(document: Document) -> str:
     return found
 
 
-def _jwks(document: Document) -> Mapping[object, object]:
+def _jwks(document: Document) -> Mapping[str | None, object]:
     """Published keys by id, not looked at any closer. Raises BackendError."""
     if document.status != 200:
         raise BackendError(f"{{unexpected_status_code,{document.status}}}")
     try:
         listed = json_object(document.body).get("keys", [])
-        # A key that is no object, or whose id is no id, raises: RabbitMQ takes all or none.
-        keys = {key.get("kid"): key for key in listed}  # type: ignore[attr-defined]
-    except (ValueError, RecursionError, TypeError, AttributeError):
+    except (ValueError, RecursionError):
         raise BackendError("invalid_jwks_response") from None
-    if not keys:
+    # All or none, as in RabbitMQ.
+    if not isinstance(listed, list) or not all(isinstance(key, dict) for key in listed):
+        raise BackendError("invalid_jwks_response")
+    if not listed:
         raise BackendError("empty_jwks_response")
-    return keys
+    # An id that is no text (null too) is one that no token can name.
+    return {
+        key.get("kid"): key for key in listed if "kid" not in key or isinstance(key["kid"], str)
+    }
 
 
 def _of_pem(pem: bytes) -> Key:

@@ -52,8 +52,14 @@ class Unverified:
         return cls(compact, _object(segments[0]), _object(segments[1]))
 
     @property
-    def key_id(self) -> object | None:
-        return self.header.get("kid")
+    def key_id(self) -> str | None:
+        """None where the token names no key. Raises TokenRefusedError where it names nonsense."""
+        if "kid" not in self.header:
+            return None
+        named = self.header["kid"]
+        if not isinstance(named, str):
+            raise TokenRefusedError("{error,key_not_found}")
+        return named
 
     def check_header(self, known: Collection[str]) -> None:
         """Raises MalformedTokenError for an algorithm that nobody knows, and for extensions

@@ -61,14 +61,14 @@ def _provider(prefix: str, whose: str) -> tuple[KeySpec, ...]:
             _PEM,
             None,
             "A signing key by its id (`kid`): a public key or a certificate.",
-            example={"key-1": "/etc/gatekeeper/key-1.pem"},
+            example={"key1": "/etc/gatekeeper/key1.pem"},
         ),
         row(
             prefix + "default_key",
             _NAME,
             None,
             "The id of the key for tokens that name none.",
-            example="key-1",
+            example="key1",
         ),
         row(
             prefix + "algorithms.$algorithm",

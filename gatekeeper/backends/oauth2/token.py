@@ -65,7 +65,7 @@ class Unverified:
         """Raises MalformedTokenError for an algorithm that nobody knows, and for extensions
         that change what a signature covers (``b64``) or must be understood (``crit``)."""
         algorithm = self.header.get("alg")
-        if algorithm != "none" and algorithm not in known:
+        if not isinstance(algorithm, str) or algorithm not in {"none", *known}:
             raise MalformedTokenError
         if "b64" in self.header or "crit" in self.header:
             raise MalformedTokenError

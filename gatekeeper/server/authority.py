@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar, cast
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
-from gatekeeper.model import Check, Decision, Identity, Peer
-from gatekeeper.policy.engine import Engine
+from gatekeeper.model import Check, Decision, Identity, Peer, Secret
+from gatekeeper.policy.engine import Engine, EngineCrash
 from gatekeeper.policy.epoch import Epoch
+from gatekeeper.policy.ports import Failed, Refused
+from gatekeeper.protocol.erlang import erlang_string
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.registry import ChannelPlace, Live, Registry
@@ -30,6 +32,7 @@ class Authority:
     """Implements ``protocol.session.SessionPolicy`` for one connection.
 
     channel_limit: the user's, as of now. resume: called when an outstanding answer has come.
+    renewed: called with the user as a new secret makes it; the name stays.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Authority:
         self._asked: dict[Hashable, tuple[int, int]] = {}
         self._frame = 0
         self.resume: Callable[[], None] = lambda: None
+        self.renewed: Callable[[Identity], None] = lambda _identity: None
 
     def check(self, check: Check) -> Decision | None:
         return self._answer(
@@ -95,18 +99,37 @@ class Authority:
         self._registry.channel_ended(self._live)
 
     def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
-        """No backend of now has credentials that expire: any secret is taken, and the user must
-        still have access to the vhost (RabbitMQ 4.3: ``rabbit_reader`` on update-secret)."""
-        decision = self._answer(("update-secret",), self._vhost_access, _CRASHED)
-        if decision is None:
-            return None
-        if decision.allowed:
+        """From here on the user is judged by the new secret; backends whose credentials do not
+        end take any (RabbitMQ 4.3: ``rabbit_reader`` on update-secret)."""
+        crashed: Identity | AmqpError = AmqpError(ReplyCode.INTERNAL_ERROR)
+        answer = self._answer(("update-secret",), lambda: self._renewed(Secret(secret)), crashed)
+        if isinstance(answer, Identity):
+            self._identity = answer
+            self.renewed(answer)
             self._lines.updated_secret(reason)
             return True
-        return vhost_refused(self._vhost, self._identity.username, decision)
+        return answer
 
-    def _vhost_access(self) -> Decision | Awaitable[Decision]:
-        return self._engine.vhost_access(self._identity, self._vhost, self._peer)
+    async def _renewed(self, secret: Secret) -> Identity | AmqpError:
+        """The user with the new secret, who must still have access to the vhost."""
+        identity = await self._engine.update_secret(self._identity, secret)
+        match identity:
+            case Identity():
+                decision = await self._engine.vhost_access(identity, self._vhost, self._peer)
+                if decision.allowed:
+                    return identity
+                if decision.crashed:
+                    return AmqpError(ReplyCode.INTERNAL_ERROR)
+                return vhost_refused(self._vhost, identity.username, decision)
+            case Refused(reason):
+                self._lines.secret_refused(erlang_string(reason))
+                text = b"New secret was refused by one of the backends"
+                return AmqpError(ReplyCode.NOT_ALLOWED, text)
+            case Failed(reason):
+                self._lines.secret_failed(reason)
+                return AmqpError(ReplyCode.NOT_ALLOWED, b"Secret update failed")
+            case EngineCrash():
+                return AmqpError(ReplyCode.INTERNAL_ERROR)
 
     def exchange_changing(self, exchange: bytes) -> int:
         return self._exchanges.changing(self._vhost, exchange)

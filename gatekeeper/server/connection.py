@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gatekeeper import __version__
 from gatekeeper.config.settings import Settings
@@ -39,6 +39,7 @@ from gatekeeper.server.channel import NoAnswerError
 from gatekeeper.server.describe import shown_properties
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
+from gatekeeper.server.expiry import Expiry
 from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.mechanisms import mechanisms
 from gatekeeper.server.pump import End, Pump
@@ -110,6 +111,7 @@ class Connection:
         )
         self._deadline: asyncio.Timeout | None = None
         self._judged = gate.epoch.value
+        self._expiry: Expiry | None = None
 
     async def live(self) -> None:
         """The whole life; returns when the client's socket is closed or about to be."""
@@ -135,6 +137,8 @@ class Connection:
             awaited = "handshake" if self._handshake.state is State.PRE_INIT else "frame_header"
             self._lines.handshake_timeout(awaited)
         finally:
+            if self._expiry is not None:
+                self._expiry.cancel()
             if live is not None:
                 self._gate.registry.remove(live)
             self._client.hold(HOLD_CLOSED)
@@ -427,10 +431,33 @@ class Connection:
         authority.resume = pump.resume
         live.session = session
         live.close = pump.close
+
+        def renewed(identity: Identity) -> None:
+            context = replace(session.context, impersonator="impersonator" in identity.tags)
+            session.context = context
+            self._await_expiry(identity, live)
+
+        authority.renewed = renewed
         self._client.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)
+        self._await_expiry(identity, live)
         pump.start(self._handshake.leftover(), upstream.first)
         return ended
+
+    def _await_expiry(self, identity: Identity, live: Live) -> None:
+        """End the connection when the user's credentials end, and no earlier ones any more."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        at = self._gate.engine.expiry(identity)
+        if at is None:
+            return
+
+        def expired() -> None:
+            self._lines.credential_expired()
+            live.end(AmqpError(ReplyCode.CONNECTION_FORCED, b"credential expired"))
+
+        self._expiry = Expiry(at, expired)
 
 
 def _not_allowed(explanation: bytes) -> AmqpError:

@@ -185,6 +185,25 @@ class ConnectionLines:
             **self._fields(reason=why),
         )
 
+    def secret_refused(self, reason: str) -> None:
+        user = text(self.user or b"")
+        self._connection.error(
+            f"Secret update was refused for user '{user}': {reason}", **self._fields(reason=reason)
+        )
+
+    def secret_failed(self, reason: str) -> None:
+        user = text(self.user or b"")
+        self._connection.error(
+            f"Secret update for user '{user}' failed: {reason}", **self._fields(reason=reason)
+        )
+
+    def credential_expired(self) -> None:
+        user = text(self.user or b"")
+        self._connection.warning(
+            f"closing AMQP connection {self._name} of user '{user}': credential has expired",
+            **self._fields(reason="credential expired"),
+        )
+
     def ended(self, end: End) -> None:
         where, took = self._where(), self._duration()
         match end:

@@ -8,10 +8,11 @@ from typing import cast
 
 import pytest
 
-from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.model import Access, Check, Decision, Identity, Kind, Peer, Permission
-from gatekeeper.policy.engine import Engine
+from gatekeeper.errors import AmqpError
+from gatekeeper.model import Access, Check, Decision, Identity, Kind, Peer, Permission, Secret
+from gatekeeper.policy.engine import Engine, EngineCrash
 from gatekeeper.policy.epoch import Epoch
+from gatekeeper.policy.ports import Failed, Refused
 from gatekeeper.server.authority import Authority
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
@@ -31,6 +32,8 @@ class Backend:
         self.asked: list[object] = []
         self.answers: list[asyncio.Future[object]] = []
         self.at_once: Decision | None = None
+        self.expected: Identity | None = None
+        self.judged: list[Identity] = []
 
     def _ask(self, what: object) -> Awaitable[object]:
         self.asked.append(what)
@@ -40,12 +43,21 @@ class Backend:
 
     def check(self, identity: Identity, vhost: bytes, check: Check) -> object:
         assert (identity.username, vhost) == (b"alice", b"/")
+        self.judged.append(identity)
         return self.at_once or self._ask(check)
 
     def exists(self, vhost: bytes, exchange: bytes) -> object:
         return self._ask(exchange)
 
+    async def update_secret(self, identity: Identity, secret: Secret) -> object:
+        answer = await self._ask(secret.value)
+        if isinstance(answer, Identity):
+            assert answer is not identity
+            self.expected = answer
+        return answer
+
     def vhost_access(self, identity: Identity, vhost: bytes, peer: Peer) -> object:
+        assert identity is self.expected
         return self._ask("vhost")
 
     def topic_rule(self, identity: Identity, vhost: bytes, exchange: bytes) -> bool:
@@ -187,17 +199,73 @@ async def test_a_question_that_fails_refuses_and_nobody_waits_for_ever(bench: Be
     assert bench.errors == [error, error]
 
 
-async def test_a_new_secret_needs_access_to_the_vhost(bench: Bench) -> None:
-    assert bench.authority.update_secret(b"s", b"rotated") is None
-    await bench.answer(0, YES)
-    assert bench.authority.update_secret(b"s", b"rotated") is True
-    assert bench.log.lines[-1][2].endswith("updated secret, reason: rotated")
+async def update(bench: Bench, *answers: object) -> AmqpError | bool | None:
+    """A connection.update-secret, with the answers of the engine as they are asked for."""
+    assert bench.authority.update_secret(b"s3cret", b"rotated") is None
+    for answer in answers[:-1]:
+        asked = len(bench.backend.answers)
+        while len(bench.backend.answers) == asked - 1 or not asked:
+            await asyncio.sleep(0)
+            asked = len(bench.backend.answers)
+        bench.backend.answers[-1].set_result(answer)
+        while len(bench.backend.answers) == asked:
+            await asyncio.sleep(0)
+    while not bench.backend.answers or bench.backend.answers[-1].done():
+        await asyncio.sleep(0)
+    await bench.answer(-1, answers[-1])
+    answer = bench.authority.update_secret(b"s3cret", b"rotated")
     bench.authority.settled()
-    assert bench.authority.update_secret(b"s", b"rotated") is None
-    await bench.answer(1, Decision(False, detail=b" by backend x: no"))
-    refusal = bench.authority.update_secret(b"s", b"rotated")
+    return answer
+
+
+RENEWED = Identity(b"alice", frozenset({"monitoring"}))
+
+
+async def test_a_new_secret_is_what_the_user_is_judged_by(bench: Bench) -> None:
+    told: list[Identity] = []
+    bench.authority.renewed = told.append
+    assert await update(bench, RENEWED, YES) is True
+    assert told == [RENEWED]
+    assert bench.log.lines[-1][2].endswith("updated secret, reason: rotated")
+    bench.backend.at_once = YES
+    bench.authority.check(CHECK)
+    assert bench.backend.judged == [RENEWED]
+
+
+NO_MORE = b"access to vhost '/' refused for user 'alice' by backend x: no"
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "text", "line"),
+    [
+        ([RENEWED, Decision(False, detail=b" by backend x: no")], 530, NO_MORE, ""),
+        ([RENEWED, Decision(False, crashed=True)], 541, b"", ""),
+        (
+            [Refused('not "you"')],
+            530,
+            b"New secret was refused by one of the backends",
+            'Secret update was refused for user \'alice\': "not \\"you\\""',
+        ),
+        (
+            [Failed("no_aud_found")],
+            530,
+            b"Secret update failed",
+            "Secret update for user 'alice' failed: no_aud_found",
+        ),
+        ([EngineCrash(False, crashed=True)], 541, b"", ""),
+        ([RuntimeError("bug")], 541, b"", ""),
+    ],
+)
+async def test_a_new_secret_that_is_not_taken_changes_nothing(
+    bench: Bench, answers: list[object], code: int, text: bytes, line: str
+) -> None:
+    told: list[Identity] = []
+    bench.authority.renewed = told.append
+    refusal = await update(bench, *answers)
     assert isinstance(refusal, AmqpError)
-    assert refusal.code is ReplyCode.NOT_ALLOWED
-    text = b"access to vhost '/' refused for user 'alice' by backend x: no"
-    assert refusal.explanation == text
-    assert len(bench.log.lines) == 1
+    assert (refusal.code, refusal.explanation) == (code, text)
+    assert [message for _, _, message in bench.log.lines] == ([line] if line else [])
+    bench.backend.at_once = YES
+    bench.authority.check(CHECK)
+    assert bench.backend.judged == [Identity(b"alice")]
+    assert told == []

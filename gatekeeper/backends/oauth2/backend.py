@@ -86,7 +86,7 @@ class OAuth2Backend:
         try:
             state = await self._state(credentials.password)
         except _AudienceError as error:
-            return Refused(f"{_AUDIENCE_REFUSED}{error}")
+            return Refused(f"{_AUDIENCE_REFUSED}{{error,{error}}}")
         except TokenRefusedError as error:
             return Refused(f"{_REFUSED}{error}")
         expired = state.expired(self._clock())

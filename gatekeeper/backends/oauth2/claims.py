@@ -45,7 +45,7 @@ def resource_server(claims: Claims, settings: OAuth2Settings) -> ResourceServer:
         wanted = _words(audience) if isinstance(audience, str) else _list(audience)
         found = [each for each in wanted if isinstance(each, str) and each in settings.servers]
         if len(found) > 1:
-            raise TokenRefusedError("{error,aud_matched_many_resource_servers_only_one_allowed}")
+            raise TokenRefusedError("aud_matched_many_resource_servers_only_one_allowed")
         if found:
             return settings.servers[found[0]]
     unverified = [server for server in settings.servers.values() if not server.verify_aud]
@@ -56,7 +56,7 @@ def resource_server(claims: Claims, settings: OAuth2Settings) -> ResourceServer:
         if "aud" not in claims
         else ("too_many_resources_with_verify_aud_false", "no_matching_aud_found")
     )
-    raise TokenRefusedError("{error,%s}" % (many if unverified else none))
+    raise TokenRefusedError(many if unverified else none)
 
 
 def username(claims: Mapping[str, object], preferred: Sequence[str]) -> str:

@@ -21,7 +21,7 @@ from gatekeeper.backends.oauth2.claims import Claims, TokenRefusedError, tags, u
 from gatekeeper.backends.oauth2.scopes import VhostScopes, variables
 from gatekeeper.config.oauth2 import ResourceServer
 
-MALFORMED = "{error,{invalid_token,error,badarg,[]}}"
+MALFORMED = "{invalid_token,error,badarg,[]}"
 SIGNATURE_INVALID = "signature_invalid"
 MAX_HEADER = 64 * 1024
 """Bytes of a token's header: certificate chains (``x5c``) may stand in it."""

@@ -363,8 +363,8 @@ async def test_a_new_token_replaces_scopes_tags_and_expiry(backend: OAuth2Backen
     [
         (KEY.sign(claims(sub="bob")), Refused("Not allowed to change username on refreshed token")),
         (SigningKey("key-1").sign(claims()), Refused(AN + "signature_invalid")),
-        (KEY.sign(claims(aud="x")), Failed("{error,no_matching_aud_found}")),
-        (b"nonsense", Failed("{error,{invalid_token,error,badarg,[]}}")),
+        (KEY.sign(claims(aud="x")), Failed("no_matching_aud_found")),
+        (b"nonsense", Failed("{invalid_token,error,badarg,[]}")),
     ],
 )
 async def test_a_new_secret_that_is_not_taken(

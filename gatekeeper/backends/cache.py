@@ -20,11 +20,13 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TypeVar, cast
 
-from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
+from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret, Variables
 from gatekeeper.policy.ports import (
     Accepted,
     AuthnBackend,
     AuthzBackend,
+    ExpiringBackend,
+    Failed,
     LoginAnswer,
     Refused,
     Verdict,
@@ -129,6 +131,18 @@ class CacheBackend:
                 user, vhost, exchange, routing_key, permission, variables
             ),
         )
+
+    # --- credentials that end: the authorisation backend's, never kept ---
+
+    def expiry(self, state: object) -> int | None:
+        backend = self._authz
+        return backend.expiry(state) if isinstance(backend, ExpiringBackend) else None
+
+    def update_state(self, user: AuthUser, secret: Secret) -> LoginAnswer | Awaitable[LoginAnswer]:
+        backend = self._authz
+        if not isinstance(backend, ExpiringBackend):
+            return Failed("its credentials do not end")
+        return backend.update_state(user, secret)
 
     def _proof(self, credentials: Credentials) -> Hashable:
         password = credentials.password

@@ -50,6 +50,14 @@ def _ldap(settings: Settings, _store: Store) -> object:
     return Guarded(LdapBackend.from_settings(settings.ldap or LdapSettings()))
 
 
+def _oauth2(settings: Settings, _store: Store) -> object:
+    from gatekeeper.backends.oauth2.backend import OAuth2Backend  # noqa: PLC0415 - the same
+
+    if settings.oauth2 is None:
+        raise ConfigError("auth_oauth2.resource_server_id is missing")
+    return OAuth2Backend.from_settings(settings.oauth2)
+
+
 _MAKERS: Mapping[str, tuple[Make, str]] = MappingProxyType(
     {
         "rabbit_auth_backend_internal": (lambda _, store: InternalBackend(store), ""),
@@ -64,6 +72,7 @@ _MAKERS: Mapping[str, tuple[Make, str]] = MappingProxyType(
         ),
         "rabbit_auth_backend_http": (_http, "http"),
         "rabbit_auth_backend_ldap": (_ldap, ""),
+        "rabbit_auth_backend_oauth2": (_oauth2, "oauth2"),
     }
 )
 """How each of RabbitMQ's backends is made, and the extra that it needs."""
@@ -145,6 +154,14 @@ class Backends:
 
     async def close(self) -> None:
         await self._each("close")
+
+    async def problems(self) -> list[str]:
+        """For ``--check-config``: what the backends find wrong when they look beyond this host."""
+        found = []
+        for backend in self._made.values():
+            if (look := getattr(backend, "problems", None)) is not None:
+                found += await look()
+        return found
 
     async def _each(self, method: str) -> None:
         for backend in self._made.values():

@@ -19,7 +19,7 @@ import click
 from gatekeeper import __version__, logs
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import HttpsDefinitions, Settings
-from gatekeeper.errors import OperatorError
+from gatekeeper.errors import ConfigError, OperatorError
 
 T = TypeVar("T")
 
@@ -73,7 +73,9 @@ def _check(settings: Settings) -> None:
     with contextlib.closing(
         Store.open("sqlite::memory:", algorithm=settings.password_hashing)
     ) as store:
-        Backends(settings, store)
+        problems = asyncio.run(Backends(settings, store).problems())
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def _run(settings: Settings) -> None:

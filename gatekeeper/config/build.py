@@ -53,7 +53,8 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
     _check_listeners(typed, tcp, ssl, problems)
     timeout = typed.one("handshake_timeout", float)
     pairs = _backends(typed, problems, warnings)
-    used = {name for pair in pairs for name in (pair.authn, *pair.authz)}
+    made = backends(typed, problems, warnings)
+    used = {name for pair in (*pairs, made.cache.backend) for name in (pair.authn, *pair.authz)}
     settings = Settings(
         tcp_listeners=tuple(tcp.values()),
         ssl_listeners=tuple(ssl.values()),
@@ -67,7 +68,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         cert_login=_cert_login(typed),
         anonymous=_anonymous(typed),
         auth_backends=pairs,
-        backends=backends(typed, problems, warnings),
+        backends=made,
         loopback_users=_loopback_users(typed),
         seed=_seed(typed, environ, problems),
         password_hashing=accounts.password_hashing(typed),

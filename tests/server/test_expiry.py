@@ -11,10 +11,6 @@ from typing import Any
 
 import pytest
 
-from gatekeeper.app import App
-from gatekeeper.backends.oauth2.backend import OAuth2Backend
-from gatekeeper.config.oauth2 import OAuth2Settings, OAuthProvider, ResourceServer
-from gatekeeper.policy.engine import Engine, Pair
 from gatekeeper.server import connection, expiry
 from gatekeeper.server.expiry import Expiry
 from tests.server.local import LocalGate, gate
@@ -23,10 +19,6 @@ from tests.support.amqp import RefusedError
 from tests.support.idp import SigningKey, claims
 
 KEY = SigningKey()
-SETTINGS = OAuth2Settings(
-    servers={"rabbitmq": ResourceServer(id="rabbitmq", scope_prefix="rabbitmq.")},
-    providers={"": OAuthProvider(signing_keys={KEY.kid: KEY.public_pem})},
-)
 ALL = ("read:*/*", "write:*/*", "configure:*/*")
 EXPIRED = b"CONNECTION_FORCED - credential expired"
 
@@ -104,16 +96,17 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
 
 
 @pytest.fixture
-async def local(
-    tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[LocalGate]:
+async def local(tmp_path: Path, fake: FakeBroker) -> AsyncIterator[LocalGate]:
     """A gate whose users come with tokens."""
 
-    def engine(app: App) -> Engine:
-        return Engine([Pair.of(OAuth2Backend.from_settings(SETTINGS))], app._exchanges)
-
-    monkeypatch.setattr(App, "_engine", engine)
-    async with gate(tmp_path, fake.port) as local:
+    pem = tmp_path / "key.pem"
+    pem.write_bytes(KEY.public_pem)
+    values: dict[str, str | int] = {
+        "auth_backends.1": "oauth2",
+        "auth_oauth2.resource_server_id": "rabbitmq",
+        f"auth_oauth2.signing_keys.{KEY.kid}": str(pem),
+    }
+    async with gate(tmp_path, fake.port, values) as local:
         yield local
 
 

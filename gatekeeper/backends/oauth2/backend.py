@@ -27,7 +27,7 @@ from gatekeeper.backends.oauth2.token import (
     verified,
 )
 from gatekeeper.config.oauth2 import ALGORITHMS, BACKEND, OAuth2Settings, ResourceServer
-from gatekeeper.errors import BackendError, ConfigError
+from gatekeeper.errors import BackendError
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret, Variables
 from gatekeeper.policy.ports import Accepted, Failed, LoginAnswer, Refused, Verdict
 
@@ -62,7 +62,7 @@ class OAuth2Backend:
 
     @classmethod
     def from_settings(cls, settings: OAuth2Settings) -> OAuth2Backend:
-        """Raises ConfigError where the libraries are not installed or a file cannot be used."""
+        """Raises ConfigError for a file that cannot be used, ImportError for a missing library."""
         return cls(settings, key_rings(settings))
 
     @property
@@ -77,8 +77,10 @@ class OAuth2Backend:
         for problem in await unreachable(self._rings):
             _log.warning(problem)
 
-    async def close(self) -> None:
-        """Nothing is kept open between fetches."""
+    async def problems(self) -> list[str]:
+        """For ``--check-config``: what :meth:`start` warns of, as lines with a remedy."""
+        remedy = "; check the URL, the network and the https options"
+        return [line + remedy for line in await unreachable(self._rings)]
 
     # --- login ---
 
@@ -194,16 +196,10 @@ class _AudienceError(TokenRefusedError):
 
 
 def key_rings(settings: OAuth2Settings) -> Mapping[str, KeyRing]:
-    """By the names of the providers. Raises ConfigError."""
-    try:
-        # Now, and not at the first login: importing takes a tenth of a second.
-        for library in ("joserfc.jwk", "joserfc.jws", "aiohttp"):
-            importlib.import_module(library)
-    except ImportError:
-        raise ConfigError(
-            f"auth_backends: {BACKEND} needs libraries that are not installed; run pip install "
-            "'gatekeeper-amqp[oauth2]'"
-        ) from None
+    """By the names of the providers. Raises ConfigError, ImportError."""
+    # Now, and not at the first login: importing takes a tenth of a second.
+    for library in ("joserfc.jwk", "joserfc.jws", "aiohttp"):
+        importlib.import_module(library)
     return {name: KeyRing(provider) for name, provider in settings.providers.items()}
 
 
@@ -221,9 +217,3 @@ async def unreachable(rings: Mapping[str, KeyRing]) -> list[str]:
     publishing = [ring for ring in rings.values() if ring.publishes]
     found = await asyncio.gather(*map(problem, publishing))
     return [line for line in found if line is not None]
-
-
-async def check(settings: OAuth2Settings) -> list[str]:
-    """For ``--check-config``: what :func:`unreachable` finds, as lines with a remedy."""
-    remedy = "; check the URL, the network and the https options"
-    return [line + remedy for line in await unreachable(key_rings(settings))]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gatekeeper.backends.oauth2.backend import OAuth2Backend, check, key_rings
+from gatekeeper.backends.oauth2.backend import OAuth2Backend, key_rings
 from gatekeeper.backends.oauth2.claims import ClaimsError
 from gatekeeper.backends.oauth2.token import TokenState
 from gatekeeper.config.oauth2 import OAuth2Settings, OAuthProvider, ResourceServer
@@ -406,9 +406,9 @@ async def test_start_warns_of_a_provider_out_of_reach(tmp_path: Any) -> None:
         await backend.start()
         await accepted(backend, GOOD)
         assert idp.requests == ["/jwks"]
-        assert await check(of) == []
+        assert await backend.problems() == []
         idp.answer("/jwks", status=503)
-        lines = await check(of)
+        lines = await backend.problems()
         expected = (
             "auth_oauth2.jwks_uri: the signing keys cannot be fetched: "
             "{unexpected_status_code,503}; check the URL, the network and the https options"
@@ -420,4 +420,3 @@ async def test_start_warns_of_a_provider_out_of_reach(tmp_path: Any) -> None:
         assert [line["log_level"] for line in logged] == ["warning"]
         del idp.answers["/jwks"]
         await accepted(late, GOOD)
-    await backend.close()

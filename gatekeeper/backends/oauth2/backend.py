@@ -35,6 +35,8 @@ _REFUSED = "Authentication using an OAuth 2/JWT token failed: "
 _AUDIENCE_REFUSED = "Authentication using OAuth 2/JWT token failed: "
 _KNOWN_ALGORITHMS = frozenset(name for names in ALGORITHMS.values() for name in names)
 _NO_TOKEN = Verdict(False, error="no token")
+START_WAIT = 2.0
+"""Seconds that providers may hold up the start."""
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +76,7 @@ class OAuth2Backend:
 
         A provider that cannot be reached is a warning: the next token asks it again.
         """
-        for problem in await unreachable(self._rings):
+        for problem in await unreachable(self._rings, within=START_WAIT):
             _log.warning(problem)
 
     async def problems(self) -> list[str]:
@@ -203,15 +205,17 @@ def key_rings(settings: OAuth2Settings) -> Mapping[str, KeyRing]:
     return {name: KeyRing(provider) for name, provider in settings.providers.items()}
 
 
-async def unreachable(rings: Mapping[str, KeyRing]) -> list[str]:
-    """One line for each provider whose keys cannot be fetched now."""
+async def unreachable(rings: Mapping[str, KeyRing], within: float | None = None) -> list[str]:
+    """One line for each provider whose keys cannot be fetched now. within: seconds."""
 
     async def problem(ring: KeyRing) -> str | None:
         key = "jwks_uri" if ring.provider.jwks_uri else "issuer"
         try:
-            await ring.refresh()
-        except BackendError as error:
-            return f"{ring.provider.prefix}{key}: the signing keys cannot be fetched: {error}"
+            async with asyncio.timeout(within):
+                await ring.refresh()
+        except (BackendError, TimeoutError) as error:
+            reason = str(error) or "timeout"
+            return f"{ring.provider.prefix}{key}: the signing keys cannot be fetched: {reason}"
         return None
 
     publishing = [ring for ring in rings.values() if ring.publishes]

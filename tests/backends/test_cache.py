@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 
 from gatekeeper.backends import cache as module
 from gatekeeper.backends.cache import CacheBackend
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret
-from gatekeeper.policy.ports import Accepted, Failed, Refused, Verdict
+from gatekeeper.policy.ports import (
+    Accepted,
+    ExpiringBackend,
+    Failed,
+    LoginAnswer,
+    Refused,
+    Verdict,
+)
 from tests.policy.fakes import ALLOW, BOB, DENY, LOCAL, PEER, FakeBackend
 
 USER = AuthUser(b"bob", frozenset({"t"}), "state")
@@ -300,3 +308,23 @@ def test_no_password_is_kept(backend: FakeBackend) -> None:
     assert cache._kept
     assert "secret" not in repr(cache._kept)
     assert isinstance(backend.login, Accepted)
+
+
+class Ending(FakeBackend):
+    """A backend whose credentials end."""
+
+    def expiry(self, state: object) -> int | None:
+        return cast("int", state)
+
+    def update_state(self, user: AuthUser, secret: Secret) -> LoginAnswer:
+        return Accepted(user.username, state=secret.value)
+
+
+def test_what_ends_is_handed_on() -> None:
+    ending = cached(Ending())
+    assert isinstance(ending, ExpiringBackend)
+    assert ending.expiry(7) == 7
+    assert ending.update_state(USER, Secret(b"new")) == Accepted(USER.username, state=b"new")
+    lasting = cached(FakeBackend())
+    assert lasting.expiry(7) is None
+    assert isinstance(lasting.update_state(USER, Secret(b"new")), Failed)

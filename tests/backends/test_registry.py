@@ -16,6 +16,7 @@ from gatekeeper.backends.guard import Guarded
 from gatekeeper.backends.internal import InternalBackend
 from gatekeeper.backends.ip_range import IpRangeBackend
 from gatekeeper.backends.loopback import InternalLoopbackBackend
+from gatekeeper.backends.oauth2.backend import OAuth2Backend
 from gatekeeper.backends.registry import Backends
 from gatekeeper.config.load import load_settings
 from gatekeeper.errors import ConfigError
@@ -32,6 +33,8 @@ from gatekeeper.model import (
 from gatekeeper.policy.engine import Engine
 from gatekeeper.store.store import Store
 from tests.policy.fakes import PEER, FakeExchanges
+from tests.support.gate import run_gate
+from tests.support.process import free_port
 
 HEAD = """\
 upstreams.default.servers.1 = broker:5672
@@ -219,3 +222,45 @@ def test_a_missing_extra(tmp_path: Path, store: Store, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ConfigError, match=r"needs aiohttp; install gatekeeper-amqp\[http\]"):
         backends(tmp_path, store, "auth_backends.1 = http\n")
+
+
+def oauth2_conf(tmp_path: Path) -> str:
+    return (
+        "auth_backends.1 = oauth2\nauth_oauth2.resource_server_id = rabbitmq\n"
+        f"auth_oauth2.jwks_uri = https://localhost:{free_port()}/jwks\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["oauth2", "oauth", "rabbit_auth_backend_oauth2"])
+async def test_oauth2(tmp_path: Path, store: Store, name: str) -> None:
+    text = oauth2_conf(tmp_path).replace("= oauth2", f"= {name}")
+    made = backends(tmp_path, store, text)
+    assert isinstance(made.pairs[0].authn, OAuth2Backend)
+    problems = await made.problems()
+    assert len(problems) == 1
+    assert problems[0].startswith("auth_oauth2.jwks_uri: the signing keys cannot be fetched: ")
+
+
+async def test_oauth2_behind_the_cache_needs_its_settings_too(tmp_path: Path, store: Store) -> None:
+    text = "auth_backends.1 = cache\nauth_cache.cached_backend = oauth2\n"
+    with pytest.raises(ConfigError, match="resource_server_id: is missing"):
+        backends(tmp_path, store, text)
+    made = backends(tmp_path, store, text + oauth2_conf(tmp_path).partition("\n")[2])
+    assert made.pairs[0].authz[0].name == "rabbit_auth_backend_cache"
+
+
+def test_oauth2_without_its_libraries(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "joserfc.jwk", None)
+    with pytest.raises(ConfigError, match=r"auth_backends.1: .* install gatekeeper-amqp\[oauth2\]"):
+        backends(tmp_path, store, oauth2_conf(tmp_path))
+
+
+def test_check_config_says_what_the_backends_find(tmp_path: Path) -> None:
+    path = tmp_path / "gatekeeper.conf"
+    path.write_text(HEAD + oauth2_conf(tmp_path))
+    done = run_gate("--check-config", "--config", path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("gatekeeper: auth_oauth2.jwks_uri: the signing keys cannot be")
+    assert done.stderr.count("\n") == 1

@@ -38,7 +38,7 @@ _NO_TOKEN = Verdict(False, error="no token")
 START_WAIT = 2.0
 """Seconds that providers may hold up the start."""
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("default")
 
 
 class OAuth2Backend:

@@ -30,7 +30,7 @@ BURST = 5
 REFILL = 5.0
 """Fetches that may follow each other, and seconds until there may be one more."""
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("default")
 
 # What a published key consists of. Everything else that it says of itself (use, alg, key_ops) is
 # left out: RabbitMQ goes by the type alone.

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from gatekeeper.backends.oauth2 import backend as module
 from gatekeeper.backends.oauth2.backend import OAuth2Backend, key_rings
 from gatekeeper.backends.oauth2.claims import ClaimsError
 from gatekeeper.backends.oauth2.token import TokenState
@@ -420,3 +421,20 @@ async def test_start_warns_of_a_provider_out_of_reach(tmp_path: Any) -> None:
         assert [line["log_level"] for line in logged] == ["warning"]
         del idp.answers["/jwks"]
         await accepted(late, GOOD)
+
+
+async def test_a_provider_that_hangs_does_not_hold_up_the_start(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "START_WAIT", 0.1)
+    async with IdentityProvider(tmp_path, KEY) as idp:
+        idp.hold("/jwks")
+        backend = OAuth2Backend.from_settings(
+            settings(OAuthProvider(jwks_uri=idp.jwks_uri, https=idp.https))
+        )
+        with capture_logs() as logged:
+            await backend.start()
+        line = "auth_oauth2.jwks_uri: the signing keys cannot be fetched: timeout"
+        assert [entry["event"] for entry in logged] == [line]
+        idp.release.set()
+        await accepted(backend, GOOD)

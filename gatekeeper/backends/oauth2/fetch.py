@@ -14,8 +14,9 @@ from gatekeeper.config.settings import ClientTls
 from gatekeeper.errors import BackendError
 from gatekeeper.tls import client_context
 
-TIMEOUT = 10.0
-"""Seconds for one document. RabbitMQ has 60, but its clients have 10 to log in."""
+TIMEOUT = 5.0
+"""Seconds for one document. RabbitMQ has 60, but its clients have 10 to log in: a provider that
+hangs must have failed before they are gone, or nobody would count the failure."""
 MAX_DOCUMENT = 1024 * 1024
 MAX_REDIRECTS = 5
 

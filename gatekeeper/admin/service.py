@@ -1,0 +1,196 @@
+"""What administrators do, whichever way they come (control socket or HTTP API).
+
+Strategy: one place for what both ways share. A change is one transaction in a thread of its own
+(a commit waits for the disk, and an import may take half a minute: clients must not), it is in
+force in every process before the answer goes out, and it leaves an event in the log that says
+who did what. Listings are read in batches outside the event loop for the same reason.
+
+The ways in differ in words and codes alone: what goes wrong is a RequestError
+(``store/refusals.py``: the asker's mistake) or another StoreError (the store's).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+from gatekeeper.config.settings import Settings
+from gatekeeper.errors import GatekeeperError
+from gatekeeper.logs import Logger
+from gatekeeper.model import Credentials, Identity, Peer, Secret
+from gatekeeper.policy.engine import Engine, LoginRefused
+from gatekeeper.server.fleet import Fleet
+from gatekeeper.store.draft import Draft
+from gatekeeper.store.refusals import RequestError
+from gatekeeper.store.store import Store
+
+BATCH = 500
+"""Rows of a listing that are read in one go."""
+CLI_USER = "rmq-cli"
+"""Who acts through the control socket, in RabbitMQ's words."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who asks. user: as authenticated, or ``rmq-cli``. address: where from, for the log."""
+
+    user: str
+    address: str
+
+
+class Administration:
+    """The operations behind every administrative interface. For use in one event loop.
+
+    engine: judges logins and explains. fleet: the processes that serve clients.
+    log: category ``audit``.
+    """
+
+    def __init__(
+        self, *, settings: Settings, store: Store, engine: Engine, fleet: Fleet, log: Logger
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.engine = engine
+        self.fleet = fleet
+        self.started = time.time()
+        self.node = f"gatekeeper@{socket.gethostname().partition('.')[0]}"
+        self._log = log
+        # One thread: SQLite has one writer, and two administrators are served in turn.
+        self._writer = ThreadPoolExecutor(1, "store-writer")
+        self._readers = ThreadPoolExecutor(2, "store-reader")
+
+    def close(self) -> None:
+        """Waits for a change under way: it is committed, or it is not."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown(wait=True, cancel_futures=True)
+
+    # --- changes ---
+
+    async def change(
+        self, actor: Actor, action: str, target: Mapping[str, object], work: Callable[[Draft], T]
+    ) -> T:
+        """Carry out ``work`` as one transaction: all of it, or on an exception nothing.
+
+        action: RabbitMQ's command name. target: what it is done to, for the log; no secrets.
+        When this returns, the change is in force for every frame of every connection.
+        Raises RequestError, StoreError.
+        """
+
+        def transaction() -> T:
+            with self.store.change() as draft:
+                return work(draft)
+
+        return await self.carry_out(actor, action, target, transaction)
+
+    async def carry_out(
+        self, actor: Actor, action: str, target: Mapping[str, object], work: Callable[[], T]
+    ) -> T:
+        """As :meth:`change`, for what makes its own transaction (imports)."""
+        try:
+            result = await self._in(self._writer, work)
+        except GatekeeperError as error:
+            self.failed(actor, action, target, error)
+            raise
+        await self.fleet.settle()
+        self.done(actor, action, target)
+        return result
+
+    async def close_connections(
+        self,
+        actor: Actor,
+        *,
+        reason: bytes,
+        number: int | None = None,
+        user: bytes | None = None,
+        vhost: bytes | None = None,
+    ) -> int:
+        """Close those that match all that is given, with 320 ``CONNECTION_FORCED - reason``."""
+        count = await self.fleet.close(reason=reason, number=number, user=user, vhost=vhost)
+        target = {"number": number, "user": user, "vhost": vhost, "reason": reason}
+        given = {name: value for name, value in target.items() if value is not None}
+        self.done(actor, "close_connections", {**given, "closed": count})
+        return count
+
+    # --- reading ---
+
+    async def read(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """``work`` outside the event loop. Raises what it raises."""
+        return await self._in(self._readers, lambda: work(*arguments, **options))
+
+    async def rows(self, listing: Callable[[], Iterator[T]]) -> AsyncIterator[list[T]]:
+        """A listing of any length, batch by batch. Raises RequestError, StoreError."""
+        rows = await self.read(listing)
+        while batch := await self.read(lambda: list(itertools.islice(rows, BATCH))):
+            yield batch
+
+    async def all_rows(self, listing: Callable[[], Iterator[T]]) -> list[T]:
+        """A listing as a whole, for answers that are one document anyway."""
+        return await self.read(lambda: list(listing()))
+
+    # --- logins ---
+
+    async def authenticate(
+        self, username: bytes, password: bytes, peer: Peer
+    ) -> Identity | LoginRefused:
+        """As a client's login by PLAIN: every backend, loopback_users."""
+        return await self.engine.login(Credentials("PLAIN", username, Secret(password)), peer)
+
+    # --- who did what ---
+
+    def done(self, actor: Actor, action: str, target: Mapping[str, object]) -> None:
+        self._log.info(_line(action, target, "done"), **_fields(actor, action, target, "done"))
+
+    def failed(
+        self, actor: Actor, action: str, target: Mapping[str, object], error: Exception
+    ) -> None:
+        """It was allowed, and it could not be done."""
+        outcome = "refused" if isinstance(error, RequestError) else "failed"
+        self._log.warning(
+            _line(action, target, f"{outcome}: {error}"),
+            **_fields(actor, action, target, outcome),
+            reason=str(error),
+        )
+
+    def denied(
+        self, actor: Actor, action: str, target: Mapping[str, object], reason: str
+    ) -> None:
+        """Somebody without the right to it tried."""
+        self._log.warning(
+            _line(action, target, f"denied: {reason}"),
+            **_fields(actor, action, target, "denied"),
+            reason=reason,
+        )
+
+    @staticmethod
+    async def _in(pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+
+def _shown(value: object) -> object:
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+
+
+def _line(action: str, target: Mapping[str, object], outcome: str) -> str:
+    what = "".join(f" {name}={_shown(value)!r}" for name, value in target.items())
+    return f"{action}{what}: {outcome}"
+
+
+def _fields(
+    actor: Actor, action: str, target: Mapping[str, object], outcome: str
+) -> dict[str, object]:
+    return {
+        "acting_user": actor.user,
+        "address": actor.address,
+        "action": action,
+        "target": {name: _shown(value) for name, value in target.items()},
+        "outcome": outcome,
+    }

@@ -16,16 +16,19 @@ _VERSIONS = {
 }
 
 
-def server_context(tls: ServerTls) -> ssl.SSLContext:
-    """For TLS listeners. Raises ConfigError, naming the key, where a file cannot be used."""
+def server_context(tls: ServerTls, keys: str = "ssl_options") -> ssl.SSLContext:
+    """For TLS listeners; ``keys``: what the names of the options begin with.
+
+    Raises ConfigError, naming the key, where a file cannot be used.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    _common(context, tls, "ssl_options")
+    _common(context, tls, keys)
     if tls.honor_cipher_order is not None:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
         if tls.honor_cipher_order:
             context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
     if tls.verify_peer:
-        _trust(context, tls.cacertfile, "ssl_options")
+        _trust(context, tls.cacertfile, keys)
         context.verify_mode = ssl.CERT_REQUIRED if tls.fail_if_no_peer_cert else ssl.CERT_OPTIONAL
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context

@@ -19,6 +19,7 @@ from gatekeeper.config.build_oauth2 import oauth2
 from gatekeeper.config.definitions import definitions
 from gatekeeper.config.ldap import ldap
 from gatekeeper.config.oauth2 import BACKEND as OAUTH2
+from gatekeeper.config.management import management
 from gatekeeper.config.settings import (
     Address,
     Anonymous,
@@ -80,6 +81,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         ldap=ldap(typed, problems, warnings),
         store_url=typed.one("store.url", str),
         drain_timeout=typed.one("drain_timeout", float),
+        management=management(typed, problems, warnings),
         workers=_workers(typed, problems),
         oauth2=oauth2(typed, problems, warnings, used=OAUTH2 in used),
         warnings=tuple(warnings),

@@ -97,6 +97,16 @@ def integer(low: int, high: int, unit: str = "") -> Datatype:
     return Datatype(f"integer{unit and f' ({unit})'}", convert)
 
 
+def integer_or_infinity(low: int, high: int) -> Datatype:
+    """As :func:`integer`, or the word ``infinity``; the value is then ``math.inf``."""
+    bounded = integer(low, high)
+
+    def convert(text: str) -> object:
+        return math.inf if text == "infinity" else bounded.convert(text)
+
+    return Datatype("integer or infinity", convert)
+
+
 def bytesize(low: int, high: int, *, zero: bool = False) -> Datatype:
     """Bytes, with KB, MB or GB (powers of 1024); within the bounds, or 0 where zero is True."""
 
@@ -157,6 +167,17 @@ def listener() -> Datatype:
         return address
 
     return Datatype("PORT or IP:PORT", convert)
+
+
+def ip_address() -> Datatype:
+    """An IP address; IPv6 without brackets."""
+
+    def convert(text: str) -> str:
+        if not _is_ip(text):
+            raise BadValueError("expected an IP address, without brackets")
+        return text
+
+    return Datatype("IP address", convert)
 
 
 def server() -> Datatype:

@@ -93,6 +93,37 @@ REFUSALS: tuple[Refusal, ...] = (
         "is not supported; give the port in listeners.tcp or listeners.ssl",
     ),
     Refusal(
+        "http_dispatch.auth_backends.**",
+        "is not supported: the management API would let in whom auth_backends lets in; configure"
+        " auth_backends and remove it",
+    ),
+    Refusal(
+        "management.credential_encryption_secret",
+        "is not supported: the answer of /api/login would hold the password, not an encrypted"
+        " token; remove it",
+    ),
+    *(
+        Refusal(f"management.{keys}.{name}", reason, harmless)
+        for keys in ("ssl", "listener.ssl_opts")
+        for name, reason, harmless in (
+            ("cacerts.**", "is not supported; put them into cacertfile", frozenset[str]()),
+            ("cert", "is not supported; put it into certfile", frozenset[str]()),
+            ("key.**", "is not supported; put it into keyfile", frozenset[str]()),
+            ("psk_identity", "is not supported; use certificates", frozenset[str]()),
+            (
+                "crl_check",
+                "is not supported: revoked certificates would be accepted; remove it",
+                frozenset({"false"}),
+            ),
+            (
+                "reuse_sessions",
+                "cannot be turned off: a resumed session would not check the certificate;"
+                " remove it",
+                frozenset({"true"}),
+            ),
+        )
+    ),
+    Refusal(
         "log.syslog",
         "is not supported yet: nothing would be logged there; use log.console or log.file",
         frozenset({"false"}),

@@ -18,7 +18,13 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 from gatekeeper.config import datatypes as types
-from gatekeeper.config import keys_accounts, keys_backends, keys_definitions, keys_oauth2
+from gatekeeper.config import (
+    keys_accounts,
+    keys_backends,
+    keys_definitions,
+    keys_management,
+    keys_oauth2,
+)
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
 from gatekeeper.config.keys_backends import BACKEND
@@ -655,6 +661,7 @@ SECTIONS: tuple[Section, ...] = (
             ),
         ),
     ),
+    keys_management.SECTION,
     Section(
         "Erlang terms",
         (

@@ -297,6 +297,48 @@ class LogSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ManagementListener:
+    """``management.tcp.*``, ``management.ssl.*`` or ``management.listener.*``.
+
+    tls: None is plain HTTP. tls_keys: the prefix of its keys, for messages. max_connections: None is no limit. Timeouts are seconds:
+    request_timeout for the head of a request; idle_timeout without a byte of a body or an answer;
+    inactivity_timeout for a whole body or a whole answer. max_keepalive: requests a connection.
+    """
+
+    address: Address
+    tls: ServerTls | None = None
+    tls_keys: str = ""
+    max_connections: int | None = 1024
+    request_timeout: float = 5.0
+    idle_timeout: float = 60.0
+    inactivity_timeout: float = 300.0
+    max_keepalive: int = 1000
+    compress: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Management:
+    """``management.*``: the HTTP API. Off where there is no listener.
+
+    path_prefix: ``""``, or a path with a leading and without a trailing slash.
+    max_body_size: bytes. cors_max_age: seconds. login_session_timeout: minutes, for clients.
+    headers: sent with every answer, name and value.
+    """
+
+    listeners: tuple[ManagementListener, ...] = ()
+    path_prefix: str = ""
+    max_body_size: int = 10_000_000
+    hide_allow_header: bool = False
+    cors_origins: frozenset[str] = frozenset()
+    cors_max_age: int = 1800
+    headers: tuple[tuple[str, str], ...] = ()
+    disable_basic_auth: bool = False
+    login_session_timeout: int | None = None
+    disable_stats: bool = False
+    require_json_extension: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole configuration, valid as far as can be told without opening a socket.
 
@@ -332,6 +374,7 @@ class Settings:
     upstreams: Mapping[str, Upstream]
     store_url: str = field(repr=False)
     drain_timeout: float
+    management: Management = field(default_factory=Management)
     workers: int = 1
     ldap: LdapSettings | None = None
     oauth2: OAuth2Settings | None = None

@@ -23,22 +23,29 @@ _NONE = "none"
 
 
 def server_tls(
-    typed: Typed, problems: Problems, warnings: list[str], *, listening: bool
+    typed: Typed,
+    problems: Problems,
+    warnings: list[str],
+    *,
+    listening: bool,
+    keys: str = "ssl_options",
 ) -> ServerTls | None:
     """``ssl_options.*``; None where there is neither a TLS listener nor any option.
 
-    listening: there is a TLS listener, which needs a certificate.
+    listening: there is a TLS listener, which needs a certificate. keys: what the names of its
+    options begin with.
     """
-    options = _Options(typed, "ssl_options.", ())
-    if typed.is_set("ssl_options") or not (listening or options.any_set()):
+    prefix = f"{keys}."
+    options = _Options(typed, prefix, ())
+    if typed.is_set(keys) or not (listening or options.any_set()):
         if listening:
             problems.add(
-                typed.place("ssl_options"),
-                "a TLS listener needs options; remove ssl_options = none",
+                typed.place(keys),
+                f"a TLS listener needs options; remove {keys} = none",
             )
         return None
     verify = options.verify()
-    must = typed.one("ssl_options.fail_if_no_peer_cert", bool)
+    must = typed.one(prefix + "fail_if_no_peer_cert", bool)
     if listening:
         for name in ("certfile", "keyfile"):
             if options.path(name) is None:
@@ -48,7 +55,7 @@ def server_tls(
     if must and not verify:
         problems.add(
             options.place("fail_if_no_peer_cert"),
-            "has no effect without ssl_options.verify = verify_peer; set that too",
+            f"has no effect without {prefix}verify = verify_peer; set that too",
         )
     if verify and options.path("cacertfile") is None:
         problems.add(
@@ -60,13 +67,13 @@ def server_tls(
         cacertfile=options.path("cacertfile"),
         certfile=options.path("certfile"),
         keyfile=options.path("keyfile"),
-        password=typed.optional("ssl_options.password", Secret),
+        password=typed.optional(prefix + "password", Secret),
         verify_peer=verify,
         fail_if_no_peer_cert=must,
         depth=options.depth(warnings),
         versions=versions,
         ciphers=options.ciphers(versions, problems, warnings),
-        honor_cipher_order=typed.optional("ssl_options.honor_cipher_order", bool),
+        honor_cipher_order=typed.optional(prefix + "honor_cipher_order", bool),
     )
 
 

@@ -160,9 +160,7 @@ class Administration:
             reason=str(error),
         )
 
-    def denied(
-        self, actor: Actor, action: str, target: Mapping[str, object], reason: str
-    ) -> None:
+    def denied(self, actor: Actor, action: str, target: Mapping[str, object], reason: str) -> None:
         """Somebody without the right to it tried."""
         self._log.warning(
             _line(action, target, f"denied: {reason}"),

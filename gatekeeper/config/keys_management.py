@@ -89,9 +89,7 @@ def _tls(prefix: str) -> tuple[KeySpec, ...]:
             "The certificate, with intermediate ones.",
             example="/etc/gatekeeper/cert.pem",
         ),
-        row(
-            prefix + "keyfile", _PEM, None, "Its private key.", example="/etc/gatekeeper/key.pem"
-        ),
+        row(prefix + "keyfile", _PEM, None, "Its private key.", example="/etc/gatekeeper/key.pem"),
         row(
             prefix + "password",
             types.secret(),
@@ -144,9 +142,7 @@ SECTION = Section(
             "`management.ssl.port`; one more listener beside those.",
             example="15672",
         ),
-        row(
-            "management.listener.ip", _IP, None, "Old name of the same.", example="127.0.0.1"
-        ),
+        row("management.listener.ip", _IP, None, "Old name of the same.", example="127.0.0.1"),
         row("management.listener.ssl", _BOOLEAN, "false", "That listener speaks TLS."),
         row(
             "management.listener.ssl_opts",

@@ -115,12 +115,7 @@ REFUSALS: tuple[Refusal, ...] = (
                 "is not supported: revoked certificates would be accepted; remove it",
                 frozenset({"false"}),
             ),
-            (
-                "reuse_sessions",
-                "cannot be turned off: a resumed session would not check the certificate;"
-                " remove it",
-                frozenset({"true"}),
-            ),
+            ("reuse_sessions", "cannot be turned off; remove it", frozenset({"true"})),
         )
     ),
     Refusal(

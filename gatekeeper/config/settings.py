@@ -300,9 +300,10 @@ class LogSettings:
 class ManagementListener:
     """``management.tcp.*``, ``management.ssl.*`` or ``management.listener.*``.
 
-    tls: None is plain HTTP. tls_keys: the prefix of its keys, for messages. max_connections: None is no limit. Timeouts are seconds:
-    request_timeout for the head of a request; idle_timeout without a byte of a body or an answer;
-    inactivity_timeout for a whole body or a whole answer. max_keepalive: requests a connection.
+    tls: None is plain HTTP. tls_keys: what the names of its options begin with, for messages.
+    max_connections: None is no limit. max_keepalive: requests a connection.
+    request_timeout: for the head of a request. idle_timeout: without a byte of a body or an
+        answer. inactivity_timeout: for a whole body or a whole answer. All in seconds.
     """
 
     address: Address

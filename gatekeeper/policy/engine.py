@@ -85,10 +85,13 @@ class LoginRefused:
     """The login is refused. ``reason`` is for the log, never for the client.
 
     cause: the exception behind an "internal error", for a debug log.
+    loopback: the password is right, but this user may only come from this machine. (The
+        management API says so; AMQP does not.)
     """
 
     reason: str
     cause: Exception | None = None
+    loopback: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,9 @@ class Engine:
                 error,
             )
         if isinstance(result, Identity) and not self._may_connect_from(result, peer):
-            return LoginRefused(f"user '{_shown(result.username)}' can only connect via localhost")
+            return LoginRefused(
+                f"user '{_shown(result.username)}' can only connect via localhost", loopback=True
+            )
         return result
 
     def _may_connect_from(self, identity: Identity, peer: Peer) -> bool:

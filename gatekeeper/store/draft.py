@@ -94,6 +94,13 @@ class Draft:
             raise NoSuchVhostError(name)
         return vhost
 
+    def has_permissions(self, user: bytes, vhost: bytes) -> bool:
+        return self._rows.permissions((user, vhost)) is not None
+
+    def has_topic_permissions(self, user: bytes, vhost: bytes) -> bool:
+        """On any exchange of the vhost."""
+        return bool(self._rows.topic_exchanges((user, vhost)))
+
     # -- users ---------------------------------------------------------------------------
 
     def add_user(

@@ -90,7 +90,7 @@ class HttpServer:
             ) from None
         host, port = runner.addresses[-1][:2]
         self._addresses.append((str(host), int(port)))
-        self._log.info(f"management: listening on {address}", tls=listener.tls is not None)
+        self._log.info(f"management: listening on {host}:{port}", tls=listener.tls is not None)
 
     async def close(self) -> None:
         """No new requests; those under way get a moment."""

@@ -81,14 +81,14 @@ def _reason(error: RequestError) -> object:
         case CredentialRefusedError():
             return "credential_validation_failed"
         case InvalidPatternError():
-            # A tuple of Erlang's, its message a list of characters.
-            return [
-                "invalid_regexp",
-                shown(error.pattern),
-                [[*map(ord, error.reason)], error.offset],
-            ]
+            return invalid_pattern(error, [*error.pattern])
         case _:
             return str(error)
+
+
+def invalid_pattern(error: InvalidPatternError, pattern: object) -> list[object]:
+    """A tuple of Erlang's, its text a list of characters; the pattern too, but not always."""
+    return ["invalid_regexp", pattern, [[*map(ord, error.reason)], error.offset]]
 
 
 def encoded(value: object) -> bytes:

@@ -15,8 +15,9 @@ from pathlib import Path
 from cryptography import x509
 
 from gatekeeper.admin.api.access import may_enter
-from gatekeeper.admin.api.call import Call, Object, Reply, answer, bad_request, missing, problem
+from gatekeeper.admin.api.call import Call, Object, Reply, bad_request, missing, problem
 from gatekeeper.admin.api.overview import Listener, listeners
+from gatekeeper.admin.api.shape import object_reply
 from gatekeeper.config.settings import ServerTls
 
 _NOT_READY = "a broker behind the gate cannot be reached"
@@ -40,27 +41,27 @@ _PROTOCOLS = {
 """Other names of the protocols that a gate may speak (``normalize_protocol/1``)."""
 
 
-def _ok(**more: object) -> Reply:
-    return answer({"status": "ok", **more})
+def _ok(call: Call, **more: object) -> Reply:
+    return object_reply(call, {"status": "ok", **more})
 
 
-def _failed(reason: str, **more: object) -> Reply:
-    return answer({"status": "failed", "reason": reason, **more}, 503)
+def _failed(call: Call, reason: str, **more: object) -> Reply:
+    return object_reply(call, {"status": "failed", "reason": reason, **more}, 503)
 
 
-async def fine(_call: Call) -> Reply:
+async def fine(call: Call) -> Reply:
     """What cannot fail in a gate: it has no alarms, and its virtual hosts always run."""
-    return _ok()
+    return _ok(call)
 
 
-async def single_node(_call: Call) -> Reply:
-    return _ok(reason="single node cluster")
+async def single_node(call: Call) -> Reply:
+    return _ok(call, reason="single node cluster")
 
 
 async def node(call: Call) -> Reply:
     if "node" in call.names and call.text("node") != call.administration.node:
         raise missing()
-    return _ok()
+    return _ok(call)
 
 
 # --- the brokers ---
@@ -68,7 +69,7 @@ async def node(call: Call) -> Reply:
 
 async def ready(call: Call) -> Reply:
     """Are clients served? Not where a broker cannot be reached. Which one is not for everybody."""
-    return _failed(_NOT_READY) if _unreachable(call) else _ok()
+    return _failed(call, _NOT_READY) if _unreachable(call) else _ok(call)
 
 
 async def aliveness(call: Call) -> Reply:
@@ -79,7 +80,7 @@ async def aliveness(call: Call) -> Reply:
     if not await may_enter(call, vhost):
         raise problem(401, "not_authorised", "Access refused.")
     down = _unreachable(call, vhost)
-    return _failed("; ".join(down)) if down else _ok()
+    return _failed(call, "; ".join(down)) if down else _ok(call)
 
 
 def _unreachable(call: Call, vhost: bytes | None = None) -> list[str]:
@@ -105,8 +106,8 @@ async def port_listener(call: Call) -> Reply:
     port = int(text)
     ports = [one.address.port for one in listeners(call)]
     if port in ports:
-        return _ok(port=port)
-    return _failed("No active listener", missing=port, ports=ports)
+        return _ok(call, port=port)
+    return _failed(call, "No active listener", missing=port, ports=ports)
 
 
 async def protocol_listener(call: Call) -> Reply:
@@ -114,8 +115,10 @@ async def protocol_listener(call: Call) -> Reply:
     wanted = {_PROTOCOLS.get(word, word) for word in asked}
     active = {one.protocol for one in listeners(call)}
     if wanted <= active:
-        return _ok(protocols=sorted(active))
-    return _failed("No active listener", missing=sorted(wanted - active), protocols=sorted(active))
+        return _ok(call, protocols=sorted(active))
+    return _failed(
+        call, "No active listener", missing=sorted(wanted - active), protocols=sorted(active)
+    )
 
 
 # --- certificates ---
@@ -133,7 +136,7 @@ async def certificates(call: Call) -> Reply:
     except OverflowError:
         raise bad_request("Invalid expiration value.") from None
     expired = await call.administration.read(lambda: list(_expired(call, until)))
-    return _failed("Certificates expiring", expired=expired) if expired else _ok()
+    return _failed(call, "Certificates expiring", expired=expired) if expired else _ok(call)
 
 
 def _expired(call: Call, until: datetime) -> Iterable[Object]:

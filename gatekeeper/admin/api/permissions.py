@@ -14,15 +14,17 @@ from gatekeeper.admin.api.call import (
     Object,
     Reply,
     bad_request,
+    invalid_pattern,
     missing,
     put_reply,
+    refuse_for,
     texts,
 )
 from gatekeeper.admin.api.shape import list_reply, object_reply
 from gatekeeper.model import DEFAULT_EXCHANGE_ALIAS
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store.draft import Draft
-from gatekeeper.store.refusals import shown
+from gatekeeper.store.refusals import InvalidPatternError, RequestError, shown
 
 _ORDER = ("vhost", "user")
 
@@ -197,7 +199,15 @@ async def put_topic(call: Call) -> Reply:
         return created
 
     target = _topic_permission(user, vhost, exchange, permissions)
-    return put_reply(created=await call.change("set_topic_permissions", target, work))
+    try:
+        created = await call.administration.change(
+            call.actor, "set_topic_permissions", target, work
+        )
+    except InvalidPatternError as error:
+        raise bad_request(invalid_pattern(error, shown(error.pattern))) from error
+    except RequestError as error:
+        refuse_for(error)
+    return put_reply(created=created)
 
 
 async def delete_topic(call: Call) -> Reply:

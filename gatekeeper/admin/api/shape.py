@@ -46,10 +46,10 @@ async def list_reply(
     )
 
 
-def object_reply(call: Call, row: Object) -> Reply:
+def object_reply(call: Call, row: Object, status: int = 200) -> Reply:
     """One object, with the columns that were asked for."""
     _page(call)
-    return answer(_cut(row, _columns(call)))
+    return answer(_cut(row, _columns(call)), status)
 
 
 def _shaped(call: Call, rows: Iterable[Object], sort: tuple[str, ...], page: Page | None) -> Reply:

@@ -26,7 +26,7 @@ from gatekeeper.errors import ConfigError
 from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
 from gatekeeper.server.proxy_protocol import is_loopback
-from gatekeeper.server.tls import server_context
+from gatekeeper.tls import server_context
 
 SERVER = "gatekeeper"
 HEAD_LIMIT = 8190
@@ -80,7 +80,6 @@ class HttpServer:
             address.host or None,
             address.port,
             ssl_context=context,
-            shutdown_timeout=CLOSING,
         )
         try:
             await site.start()

@@ -26,13 +26,9 @@ from gatekeeper.admin.api.call import (
     strict_json,
 )
 from gatekeeper.errors import DefinitionsError
-from gatekeeper.store.definitions import (
-    ImportReport,
-    export_vhost_definitions,
-    import_definitions,
-    import_vhost_definitions,
-    write_definitions,
-)
+from gatekeeper.store.definitions import ImportReport, import_definitions
+from gatekeeper.store.definitions_export import export_vhost_definitions, write_definitions
+from gatekeeper.store.definitions_vhost import import_vhost_definitions
 from gatekeeper.store.refusals import RequestError
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

@@ -19,7 +19,7 @@ from gatekeeper.admin.api.call import Call, Object, Reply, answer, missing
 from gatekeeper.admin.api.parameters import cluster_name
 from gatekeeper.admin.api.shape import list_reply, object_reply
 from gatekeeper.config.settings import Address
-from gatekeeper.store.definitions import FORMAT_VERSION
+from gatekeeper.store.definitions_export import FORMAT_VERSION
 
 PRODUCT = "gatekeeper"
 DISC = "disc"

@@ -6,7 +6,7 @@ Source: ``rabbit_mgmt_wm_user``, ``_users``, ``_users_bulk_delete``, ``_hash_pas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gatekeeper.admin.api.call import (
@@ -25,7 +25,8 @@ from gatekeeper.admin.api.call import (
 from gatekeeper.admin.api.shape import list_reply, object_reply
 from gatekeeper.policy.permissions import PermissionSet
 from gatekeeper.store import passwords
-from gatekeeper.store.draft import MAX_TAGS, Draft
+from gatekeeper.store.checks import MAX_TAGS
+from gatekeeper.store.draft import Draft
 from gatekeeper.store.records import User
 from gatekeeper.store.refusals import shown
 
@@ -79,24 +80,17 @@ async def put_user(call: Call) -> Reply:
 
     def work(draft: Draft) -> bool:
         # Again, inside the transaction: somebody may have protected the user meanwhile.
-        known = draft.user(name) if draft.has_user(name) else None
-        _refuse_protected(known)
-        if known is not None and wanted.password is None and wanted.password_hash is None:
-            draft.set_user_tags(name, wanted.tags)
-            draft.clear_password(name)
-            return False
-        created = draft.put_user(
+        if draft.has_user(name):
+            _refuse_protected(draft.user(name))
+        return draft.put_user(
             name,
             wanted.password,
             password_hash=wanted.password_hash,
             algorithm=wanted.algorithm,
             tags=wanted.tags,
             limits=wanted.limits,
+            permissions=wanted.permissions,
         )
-        if created:
-            for vhost, permissions in wanted.permissions:
-                draft.set_permissions(name, vhost, permissions)
-        return created
 
     target = {"user": name, "tags": ",".join(wanted.tags)}
     return put_reply(created=await call.change("put_user", target, work))
@@ -156,7 +150,7 @@ class _Wanted:
     password_hash: bytes | None = field(repr=False)
     algorithm: str | None
     limits: Object
-    permissions: tuple[tuple[bytes, PermissionSet], ...]
+    permissions: Mapping[bytes, PermissionSet]
 
 
 def _wanted(document: Object) -> _Wanted:
@@ -226,17 +220,15 @@ def _algorithm(value: object) -> str | None:
     raise bad_request("hashing_algorithm must be a string")
 
 
-def _permissions(value: object) -> tuple[tuple[bytes, PermissionSet], ...]:
+def _permissions(value: object) -> dict[bytes, PermissionSet]:
     """Of a new user, by vhost."""
     if value is None:
-        return ()
+        return {}
     if not isinstance(value, dict):
         raise bad_request("permissions must be an object")
-    found: list[tuple[bytes, PermissionSet]] = []
+    found: dict[bytes, PermissionSet] = {}
     for vhost, patterns in value.items():
         if not isinstance(patterns, dict) or not {"configure", "write", "read"} <= patterns.keys():
             raise bad_request("permissions must have configure, write and read for each vhost")
-        found.append(
-            (vhost.encode(), PermissionSet(*texts(patterns, "configure", "write", "read")))
-        )
-    return tuple(found)
+        found[vhost.encode()] = PermissionSet(*texts(patterns, "configure", "write", "read"))
+    return found

@@ -11,9 +11,9 @@ aiohttp is imported only where the API is switched on (extra ``management``).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gzip
 import logging
+from dataclasses import dataclass
 
 from aiohttp import web, web_protocol
 from aiohttp.http_exceptions import HttpProcessingError
@@ -21,10 +21,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from gatekeeper.admin.api.call import ProblemError, Reply, Service, bad_request
 from gatekeeper.admin.api.dispatch import Dispatcher, Incoming
 from gatekeeper.admin.service import Administration
-from gatekeeper.config.settings import Management, ManagementListener
-from gatekeeper.errors import ConfigError
+from gatekeeper.config.settings import Management, ManagementListener, SocketOptions
 from gatekeeper.logs import Logger
 from gatekeeper.model import Peer
+from gatekeeper.server.listener import listening_socket, plain_host
 from gatekeeper.server.proxy_protocol import is_loopback
 from gatekeeper.tls import server_context
 
@@ -51,7 +51,8 @@ class HttpServer:
         self._management = management
         self._log = log
         self._dispatcher = Dispatcher(Service(administration, management), log)
-        self._runners: list[web.ServerRunner] = []
+        self._accepting: list[asyncio.Server] = []
+        self._protocols: list[_Server] = []
         self._addresses: list[tuple[str, int]] = []
 
     @property
@@ -70,39 +71,54 @@ class HttpServer:
 
     async def _listen(self, listener: ManagementListener) -> None:
         context = None if listener.tls is None else server_context(listener.tls, listener.tls_keys)
-        server = _Server(self._dispatcher, listener, self._log)
-        runner = web.ServerRunner(server, shutdown_timeout=CLOSING)
-        await runner.setup()
-        self._runners.append(runner)
-        address = listener.address
-        site = web.TCPSite(
-            runner,
-            address.host or None,
-            address.port,
-            ssl_context=context,
+        sock = listening_socket(listener.address, SocketOptions(), keys="management.*")
+        host, port = sock.getsockname()[:2]
+        protocols = _Server(self._dispatcher, listener)
+        accepting = await asyncio.get_running_loop().create_server(
+            protocols,
+            sock=sock,
+            ssl=context,
+            ssl_handshake_timeout=None if context is None else listener.request_timeout,
+            ssl_shutdown_timeout=None if context is None else CLOSING,
         )
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigError(
-                f"management: cannot listen on {address}: {error.strerror}; is the port taken?"
-            ) from None
-        host, port = runner.addresses[-1][:2]
-        self._addresses.append((str(host), int(port)))
-        self._log.info(f"management: listening on {host}:{port}", tls=listener.tls is not None)
+        self._accepting.append(accepting)
+        self._protocols.append(protocols)
+        self._addresses.append((host, port))
+        self._log.info(f"management: listening on {host}:{port}", tls=context is not None)
 
     async def close(self) -> None:
         """No new requests; those under way get a moment."""
-        for runner in self._runners:
-            await runner.cleanup()
-        self._runners.clear()
+        for accepting in self._accepting:
+            accepting.close()
+        for protocols in self._protocols:
+            protocols.pre_shutdown()
+            await protocols.shutdown(CLOSING)
+            for client in protocols.clients.values():
+                client.transport.abort()  # it does not read what is still to be sent
+        await asyncio.sleep(0)  # for the transports to end
+        self._accepting.clear()
+        self._protocols.clear()
         self._addresses.clear()
+
+
+@dataclass(slots=True)
+class _Client:
+    """A connection. requests: so far. deadline: when it must be gone, if it is to end by then."""
+
+    transport: asyncio.Transport
+    requests: int = 0
+    deadline: asyncio.TimerHandle | None = None
+
+    def end_if_closing(self) -> None:
+        """Closing waits until all is sent; who does not read would be waited for for ever."""
+        if self.transport.is_closing():
+            self.transport.abort()
 
 
 class _Server(web.Server):
     """aiohttp's protocol server with a bound on connections and on requests in each."""
 
-    def __init__(self, dispatcher: Dispatcher, listener: ManagementListener, log: Logger) -> None:
+    def __init__(self, dispatcher: Dispatcher, listener: ManagementListener) -> None:
         super().__init__(
             self._serve,
             keepalive_timeout=listener.request_timeout,
@@ -117,42 +133,53 @@ class _Server(web.Server):
         )
         self._dispatcher = dispatcher
         self._listener = listener
-        self._log = log
-        self._served: dict[web_protocol.RequestHandler, int] = {}
+        self.clients: dict[web_protocol.RequestHandler, _Client] = {}
 
     def connection_made(
         self, handler: web_protocol.RequestHandler, transport: asyncio.Transport
     ) -> None:
         super().connection_made(handler, transport)
         limit = self._listener.max_connections
-        if limit is not None and len(self._served) >= limit:
+        if limit is not None and len(self.clients) >= limit:
             transport.abort()
             return
-        self._served[handler] = 0
+        self.clients[handler] = _Client(transport)
 
     def connection_lost(
         self, handler: web_protocol.RequestHandler, exc: BaseException | None = None
     ) -> None:
-        self._served.pop(handler, None)
+        client = self.clients.pop(handler, None)
+        if client is not None and client.deadline is not None:
+            client.deadline.cancel()
         super().connection_lost(handler, exc)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        handler = request.protocol
-        count = self._served.get(handler, 0) + 1
-        if handler in self._served:
-            self._served[handler] = count
+        client = self.clients.get(request.protocol)
+        if client is None:
+            raise ConnectionAbortedError  # one too many, or gone already
+        client.requests += 1
+        if client.deadline is not None:
+            client.deadline.cancel()
         body = _Body(request, self._listener)
         reply = await self._dispatcher.answer(
             Incoming(
                 method=request.method,
                 target=_target(request),
                 headers=_headers(request),
-                peer=_peer(request),
+                peer=_peer(client.transport, tls=request.secure),
                 read=body.read,
             )
         )
-        keep = request.keep_alive and count < self._listener.max_keepalive and not body.spoiled
-        return await self._write(request, reply, keep=keep)
+        keep = (
+            request.keep_alive
+            and client.requests < self._listener.max_keepalive
+            and not body.spoiled
+        )
+        response = await self._write(request, reply, keep=keep)
+        client.deadline = asyncio.get_running_loop().call_later(
+            self._listener.request_timeout + CLOSING, client.end_if_closing
+        )
+        return response
 
     async def _write(
         self, request: web.BaseRequest, reply: Reply, *, keep: bool
@@ -240,22 +267,18 @@ def _target(request: web.BaseRequest) -> bytes:
     return target
 
 
-def _peer(request: web.BaseRequest) -> Peer:
-    transport = request.transport
-    host, port = ("", 0)
-    local_host, local_port = ("", 0)
-    if transport is not None:
-        with contextlib.suppress(TypeError, ValueError, IndexError):
-            host, port = transport.get_extra_info("peername")[:2]
-            local_host, local_port = transport.get_extra_info("sockname")[:2]
-    # INVARIANT: an address that is not known is not a loopback address.
+def _peer(transport: asyncio.Transport, *, tls: bool) -> Peer:
+    """By the socket. An address that is not known is none of this machine."""
+    remote = transport.get_extra_info("peername") or ("", 0)
+    local = transport.get_extra_info("sockname") or ("", 0)
+    host = plain_host(remote[0])
     return Peer(
         host=host,
-        port=port,
-        local_host=local_host,
-        local_port=local_port,
-        loopback=bool(host) and is_loopback(host),
-        tls=request.secure,
+        port=remote[1],
+        local_host=plain_host(local[0]),
+        local_port=local[1],
+        loopback=is_loopback(host),
+        tls=tls,
     )
 
 

@@ -31,12 +31,12 @@ Accept = Callable[[Endpoint, Peer, int], None]
 
 
 def listening_socket(
-    address: Address, options: SocketOptions, *, shared: bool = False
+    address: Address, options: SocketOptions, *, shared: bool = False, keys: str = "listeners.*"
 ) -> socket.socket:
     """A bound socket. Raises ConfigError that names the address and the remedy.
 
     shared: other processes of the same user may listen on the same address (SO_REUSEPORT); the
-    kernel spreads the clients over them.
+    kernel spreads the clients over them. keys: what to change where it cannot be used.
     """
     try:
         if address.host:
@@ -65,11 +65,10 @@ def listening_socket(
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
                 f"cannot listen on {address}: the port is in use; stop the other program (see "
-                f"'ss -ltnp') or change listeners.*"
+                f"'ss -ltnp') or change {keys}"
             ) from None
         raise ConfigError(
-            f"cannot listen on {address}: {error.strerror}; check listeners.* and "
-            "tcp_listen_options.*"
+            f"cannot listen on {address}: {error.strerror}; check {keys} and tcp_listen_options.*"
         ) from None
     return sock
 
@@ -255,7 +254,7 @@ def peer_of(endpoint: Endpoint, header: ProxyHeader | None, *, tls: bool) -> Pee
     local = transport.get_extra_info("sockname") or ("", 0)
     if header is not None and header.source is not None and header.destination is not None:
         source, local = header.source, header.destination
-    host, local_host = _plain(source[0]), _plain(local[0])
+    host, local_host = plain_host(source[0]), plain_host(local[0])
     return Peer(
         host=host,
         port=source[1],
@@ -266,6 +265,6 @@ def peer_of(endpoint: Endpoint, header: ProxyHeader | None, *, tls: bool) -> Pee
     )
 
 
-def _plain(host: str) -> str:
+def plain_host(host: str) -> str:
     """``::ffff:1.2.3.4`` as ``1.2.3.4``, as RabbitMQ prints it."""
     return host.removeprefix("::ffff:") if host.startswith("::ffff:") and "." in host else host

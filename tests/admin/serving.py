@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 from unittest import mock
 
+import uvloop
+
 from gatekeeper.admin.http import HttpServer
 from gatekeeper.admin.service import Administration
 from gatekeeper.backends.internal import InternalBackend
@@ -144,7 +146,7 @@ class Api:
         self.log = Recorder()
         self.settings = self._settings(folder, conf, ip)
         self._definitions = definitions
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self.ports: list[int] = []
 

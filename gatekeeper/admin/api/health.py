@@ -16,9 +16,8 @@ from cryptography import x509
 
 from gatekeeper.admin.api.access import may_enter
 from gatekeeper.admin.api.call import Call, Object, Reply, bad_request, missing, problem
-from gatekeeper.admin.api.overview import Listener, listeners
+from gatekeeper.admin.api.overview import listeners
 from gatekeeper.admin.api.shape import object_reply
-from gatekeeper.config.settings import ServerTls
 
 _NOT_READY = "a broker behind the gate cannot be reached"
 _DAYS = {"days": 1.0, "weeks": 7.0, "months": 365 / 12, "years": 365.0}
@@ -141,28 +140,21 @@ async def certificates(call: Call) -> Reply:
 
 def _expired(call: Call, until: datetime) -> Iterable[Object]:
     for one in listeners(call):
-        tls = _tls_of(call, one)
-        if tls is None:
+        if one.tls is None:
             continue
-        own, authorities = _expiries(tls.certfile, until), _expiries(tls.cacertfile, until)
+        own = _expiries(one.tls.certfile, until)
+        authorities = _expiries(one.tls.cacertfile, until)
         if own or authorities:
             yield {
                 "node": call.administration.node,
                 "protocol": one.protocol,
                 "interface": one.address.host or "::",
                 "port": one.address.port,
-                "certfile": str(tls.certfile or ""),
-                "cacertfile": str(tls.cacertfile or ""),
+                "certfile": str(one.tls.certfile or ""),
+                "cacertfile": str(one.tls.cacertfile or ""),
                 "certfile_expires_on": own,
                 "cacertfile_expires_on": authorities,
             }
-
-
-def _tls_of(call: Call, listener: Listener) -> ServerTls | None:
-    if listener.protocol == "amqp/ssl":
-        return call.administration.settings.tls
-    own = (one for one in call.service.management.listeners if one.address == listener.address)
-    return next((one.tls for one in own), None) if listener.tls else None
 
 
 def _expiries(path: Path | None, until: datetime) -> list[str]:

@@ -18,7 +18,7 @@ from gatekeeper import __version__
 from gatekeeper.admin.api.call import Call, Object, Reply, answer, missing
 from gatekeeper.admin.api.parameters import cluster_name
 from gatekeeper.admin.api.shape import list_reply, object_reply
-from gatekeeper.config.settings import Address
+from gatekeeper.config.settings import Address, ServerTls
 from gatekeeper.store.definitions_export import FORMAT_VERSION
 
 PRODUCT = "gatekeeper"
@@ -32,19 +32,16 @@ class Listener:
 
     protocol: str
     address: Address
-
-    @property
-    def tls(self) -> bool:
-        return self.protocol in {"amqp/ssl", "https"}
+    tls: ServerTls | None = None
 
 
 def listeners(call: Call) -> list[Listener]:
     """All of the gate's own, as configured."""
     settings = call.administration.settings
     found = [Listener("amqp", one) for one in settings.tcp_listeners]
-    found += [Listener("amqp/ssl", one) for one in settings.ssl_listeners]
+    found += [Listener("amqp/ssl", one, settings.tls) for one in settings.ssl_listeners]
     found += [
-        Listener("http" if one.tls is None else "https", one.address)
+        Listener("http" if one.tls is None else "https", one.address, one.tls)
         for one in call.service.management.listeners
     ]
     return sorted(found, key=lambda one: (one.protocol, one.address.port))
@@ -111,7 +108,7 @@ def _listener_rows(call: Call) -> list[Object]:
             "ip_address": one.address.host or "::",
             "port": one.address.port,
             "socket_opts": [],
-            "tls": one.tls,
+            "tls": one.tls is not None,
         }
         for one in listeners(call)
     ]

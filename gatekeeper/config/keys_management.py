@@ -112,13 +112,6 @@ def _tls(prefix: str) -> tuple[KeySpec, ...]:
         row(prefix + "depth", types.integer(0, 255), "1", "As `ssl_options.depth`."),
         row(prefix + "versions.$version", _VERSION, _VERSIONS, "As `ssl_options.versions`."),
         row(
-            prefix + "ciphers.$cipher",
-            _CIPHER,
-            None,
-            "As `ssl_options.ciphers`.",
-            example={"1": "ECDHE-ECDSA-AES256-GCM-SHA384"},
-        ),
-        row(
             prefix + "honor_cipher_order",
             _BOOLEAN,
             None,
@@ -134,6 +127,13 @@ SECTION = Section(
         *_listener("management.tcp.", 15672, "without TLS"),
         *_listener("management.ssl.", 15671, "over TLS"),
         *_tls("management.ssl."),
+        row(
+            "management.ssl.ciphers.$cipher",
+            _CIPHER,
+            None,
+            "As `ssl_options.ciphers`.",
+            example={"1": "ECDHE-ECDSA-AES256-GCM-SHA384"},
+        ),
         row(
             "management.listener.port",
             _PORT,

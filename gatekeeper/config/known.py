@@ -20,6 +20,9 @@ _NO_CAP = (
     " store (user and virtual host limits) or at the broker"
 )
 
+_CRL = "is not supported yet: revoked certificates would be accepted; remove it"
+_SESSIONS = "cannot be turned off yet: a resumed session would not check the certificate; remove it"
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -56,19 +59,19 @@ REFUSALS: tuple[Refusal, ...] = (
     Refusal("vhost_max", _NO_CAP, frozenset({"infinity"})),
     Refusal(
         "ssl_options.crl_check",
-        "is not supported yet: revoked certificates would be accepted; remove it",
+        _CRL,
         frozenset({"false"}),
     ),
     Refusal(
         "ssl_options.crl_sources.**",
-        "is not supported yet: revoked certificates would be accepted; remove it",
+        _CRL,
     ),
     Refusal("ssl_options.cert", "is not supported; put it into ssl_options.certfile"),
     Refusal("ssl_options.key.**", "is not supported; put it into ssl_options.keyfile"),
     Refusal("ssl_options.psk_identity", "is not supported; use certificates"),
     Refusal(
         "ssl_options.reuse_sessions",
-        "cannot be turned off yet: a resumed session would not check the certificate; remove it",
+        _SESSIONS,
         frozenset({"true"}),
     ),
     Refusal(
@@ -102,20 +105,15 @@ REFUSALS: tuple[Refusal, ...] = (
         "is not supported: the answer of /api/login would hold the password, not an encrypted"
         " token; remove it",
     ),
+    Refusal("management.ssl.reuse_sessions", _SESSIONS, frozenset({"true"})),
     *(
-        Refusal(f"management.{keys}.{name}", reason, harmless)
-        for keys in ("ssl", "listener.ssl_opts")
+        Refusal(f"management.listener.ssl_opts.{name}", reason, harmless)
         for name, reason, harmless in (
-            ("cacerts.**", "is not supported; put them into cacertfile", frozenset[str]()),
             ("cert", "is not supported; put it into certfile", frozenset[str]()),
             ("key.**", "is not supported; put it into keyfile", frozenset[str]()),
             ("psk_identity", "is not supported; use certificates", frozenset[str]()),
-            (
-                "crl_check",
-                "is not supported: revoked certificates would be accepted; remove it",
-                frozenset({"false"}),
-            ),
-            ("reuse_sessions", "cannot be turned off; remove it", frozenset({"true"})),
+            ("crl_check", _CRL, frozenset({"false"})),
+            ("reuse_sessions", _SESSIONS, frozenset({"true"})),
         )
     ),
     Refusal(

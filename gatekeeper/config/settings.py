@@ -332,7 +332,9 @@ class Management:
     hide_allow_header: bool = False
     cors_origins: frozenset[str] = frozenset()
     cors_max_age: int = 1800
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = (
+        ("Content-Security-Policy", "script-src 'self'; object-src 'self'"),
+    )
     disable_basic_auth: bool = False
     login_session_timeout: int | None = None
     disable_stats: bool = False

@@ -183,7 +183,8 @@ class _Options:
         self, versions: tuple[str, ...], problems: Problems, warnings: list[str]
     ) -> tuple[str, ...]:
         pattern = self.prefix + "ciphers.$cipher"
-        labelled = self.typed.many(pattern, str, *self.free)
+        # Not every group of TLS options has this one.
+        labelled = self.typed.many(pattern, str, *self.free) if pattern in BY_PATTERN else {}
         if not labelled:
             return ()
         for label, name in labelled.items():

@@ -32,6 +32,7 @@ from gatekeeper.config.settings import (
     Limits,
     LocalDefinitions,
     LogSettings,
+    ManagementListener,
     Permissions,
     Seed,
     ServerTls,
@@ -154,6 +155,23 @@ ACCOUNTS = [
     ("password_hashing_module = argon2id", "password_hashing", "gatekeeper_password_hashing_argon2id"),
     ("password_hashing_module = gatekeeper_password_hashing_argon2id", "password_hashing", "gatekeeper_password_hashing_argon2id"),
 ]  # fmt: skip
+# fmt: off
+MANAGEMENT_ACCEPTED = [
+    ("management.tcp.port = 0\nmanagement.tcp.ip = ::1\nmanagement.tcp.request_timeout = 100\nmanagement.tcp.max_connections = infinity", (ManagementListener(address=Address(host="::1", port=0), request_timeout=0.1, max_connections=None),)),
+    ("management.listener.port = 1\nmanagement.listener.server.compress = false", (ManagementListener(address=Address(host="", port=1), compress=False),)),
+    ("management.listener.port = 1\nmanagement.listener.ssl = true\nmanagement.listener.ssl_opts.certfile = server.pem\nmanagement.listener.ssl_opts.keyfile = server-key.pem", (ManagementListener(address=Address(host="", port=1), tls=ServerTls(certfile=Path("server.pem"), keyfile=Path("server-key.pem")), tls_keys="management.listener.ssl_opts"),)),
+    ("management.ssl.port = 1\nmanagement.ssl.certfile = server.pem\nmanagement.ssl.keyfile = server-key.pem\nmanagement.ssl.ciphers.1 = ECDHE-RSA-AES256-GCM-SHA384", (ManagementListener(address=Address(host="", port=1), tls=ServerTls(certfile=Path("server.pem"), keyfile=Path("server-key.pem"), ciphers=("ECDHE-RSA-AES256-GCM-SHA384",)), tls_keys="management.ssl"),)),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("text", "listeners"), MANAGEMENT_ACCEPTED)
+@pytest.mark.usefixtures("here")
+def test_management_listeners(
+    tmp_path: Path, text: str, listeners: tuple[ManagementListener, ...]
+) -> None:
+    assert load(tmp_path, text).management.listeners == listeners
+
 
 ACCEPTED = [
     # listeners and sockets
@@ -364,6 +382,14 @@ REFUSED = [
     ("max_connections = 10", "max_connections: " + NOT_YET),
     ("connection_max = 10", "connection_max: " + NOT_YET),
     ("credential_validator.validation_backend = x", "credential_validator.validation_backend: 'x' does not fit: expected rabbit_credential_validator_accept_everything,"),
+    ("http_dispatch.auth_backends.1 = ldap", "http_dispatch.auth_backends.1: is not supported: the management API would let in whom auth_backends lets in"),
+    ("management.credential_encryption_secret = hunter2", "management.credential_encryption_secret: is not supported"),
+    ("management.ssl.reuse_sessions = false", "management.ssl.reuse_sessions: cannot be turned off yet"),
+    ("management.listener.ssl_opts.crl_check = peer", "management.listener.ssl_opts.crl_check: " + NOT_YET),
+    ("management.ssl.port = 1\nmanagement.ssl.keyfile = server-key.pem", "management.ssl.certfile: is missing; a TLS listener needs it"),
+    ("management.tcp.port = 1\nmanagement.listener.port = 1", "management.listener.port: another listener has the same address; give it another port"),
+    ("management.tcp.max_connections = 0", "management.tcp.max_connections: '0' does not fit"),
+    ("management.tcp.ip = localhost", "management.tcp.ip: 'localhost' does not fit: expected an IP address"),
     ("log.syslog = true", "log.syslog: " + NOT_YET),
     ("workers = 0", "workers: '0' does not fit"),
     ("workers = 65", "workers: '65' does not fit"),
@@ -447,7 +473,8 @@ def test_all_errors_come_at_once(tmp_path: Path) -> None:
     ("text", "warnings"),
     [
         ("vm_memory_high_watermark.relative = 0.5\nmqtt.vhost = /\ncluster_name = x", ["these RabbitMQ settings have no effect in the gate: vm_memory_high_watermark.relative, mqtt.vhost, cluster_name"]),
-        ("management.tcp.port = 15672\nhttp_dispatch.auth_backends.1 = ldap", ["these RabbitMQ settings have no effect in the gate: management.tcp.port, http_dispatch.auth_backends.1"]),
+        ("management.tcp.port = 15672\nmanagement.rates_mode = none", ["these RabbitMQ settings have no effect in the gate: management.rates_mode"]),
+        ("management.tcp.ip = 127.0.0.1", ["FILE:4:1: management.tcp.ip: has no effect without management.tcp.port"]),
         ("channel_max = 10", ["FILE:4:1: channel_max: was renamed to max_channels_per_connection; use the new name"]),
         ("channel_max = 10\nmax_channels_per_connection = 20", ["FILE:4:1: channel_max: was renamed to max_channels_per_connection; both are set, using max_channels_per_connection"]),
         ("auth_backends.3.authn = internal", ["FILE:4:1: auth_backends.3.authn: given alone, it is used for both .authn and .authz"]),

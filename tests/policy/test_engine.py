@@ -177,7 +177,10 @@ async def test_loopback_rule_is_on_the_authenticated_name(
 ) -> None:
     subject = engine(single(FakeBackend(login=Accepted(username))))
     answer = await subject.login(BOB, peer)  # type: ignore[arg-type]
-    assert answer == LoginRefused(text) if text else isinstance(answer, Identity)
+    if text:
+        assert answer == LoginRefused(text, loopback=True)
+    else:
+        assert isinstance(answer, Identity)
 
 
 async def test_loopback_users_are_configurable() -> None:

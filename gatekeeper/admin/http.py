@@ -115,25 +115,47 @@ class _Client:
             self.transport.abort()
 
 
+class _Handler(web_protocol.RequestHandler):
+    """aiohttp's protocol, with as little to say to nonsense as Cowboy, and nothing to the log:
+    whoever can connect could fill it."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionAbortedError  # an answer is on its way already
+        response = web.Response(status=status, headers={"Server": SERVER})
+        response.force_close()
+        return response
+
+
 class _Server(web.Server):
     """aiohttp's protocol server with a bound on connections and on requests in each."""
 
     def __init__(self, dispatcher: Dispatcher, listener: ManagementListener) -> None:
-        super().__init__(
-            self._serve,
-            keepalive_timeout=listener.request_timeout,
-            max_line_size=HEAD_LIMIT,
-            max_field_size=HEAD_LIMIT,
-            max_headers=HEADERS,
-            lingering_time=listener.request_timeout,
-            # Cowboy does not inflate bodies either: nothing can grow behind the size limit.
-            auto_decompress=False,
-            access_log=None,
-            logger=_QUIET,
-        )
+        super().__init__(self._serve)
         self._dispatcher = dispatcher
         self._listener = listener
         self.clients: dict[web_protocol.RequestHandler, _Client] = {}
+
+    def __call__(self) -> web_protocol.RequestHandler:
+        return _Handler(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._listener.request_timeout,
+            max_line_size=HEAD_LIMIT,
+            max_field_size=HEAD_LIMIT,
+            max_headers=HEADERS,
+            lingering_time=self._listener.request_timeout,
+            # Cowboy does not inflate bodies either: nothing can grow behind the size limit.
+            auto_decompress=False,
+            access_log=_QUIET,
+            logger=_QUIET,
+        )
 
     def connection_made(
         self, handler: web_protocol.RequestHandler, transport: asyncio.Transport
@@ -291,4 +313,5 @@ def _wants_gzip(request: web.BaseRequest) -> bool:
 
 
 _QUIET = logging.getLogger("gatekeeper.management.http")
-"""aiohttp tells every client that breaks off; at warning and above it is ours to know."""
+"""For aiohttp's own words: tracebacks of what is not its business."""
+_QUIET.disabled = True

@@ -32,6 +32,8 @@ from gatekeeper.store.store import Store
 
 BATCH = 500
 """Rows of a listing that are read in one go."""
+REASON_LIMIT = 2000
+"""Characters of a reason in the log: it may quote what somebody sent."""
 CLI_USER = "rmq-cli"
 """Who acts through the control socket, in RabbitMQ's words."""
 
@@ -154,10 +156,11 @@ class Administration:
     ) -> None:
         """It was allowed, and it could not be done."""
         outcome = "refused" if isinstance(error, RequestError) else "failed"
+        reason = str(error)[:REASON_LIMIT]
         self._log.warning(
-            _line(action, target, f"{outcome}: {error}"),
+            _line(action, target, f"{outcome}: {reason}"),
             **_fields(actor, action, target, outcome),
-            reason=str(error),
+            reason=reason,
         )
 
     def denied(self, actor: Actor, action: str, target: Mapping[str, object], reason: str) -> None:

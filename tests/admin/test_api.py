@@ -271,6 +271,19 @@ def test_every_change_is_in_the_log_and_no_password(api: Api) -> None:
     assert "hunter2" not in repr(api.log.lines) + repr(api.log.fields)
 
 
+def test_the_log_need_not_hold_what_somebody_sent(api: Api) -> None:
+    value = ["x" * 100_000]
+    assert api.ask("PUT", "/api/vhost-limits/v2/max-queues", {"value": value}).status == 400
+    huge = {"configure": "(" * 100_000, "write": "", "read": ""}
+    assert api.ask("PUT", "/api/permissions/%2F/mgmt", huge).status == 400
+    assert max(len(repr(entry)) for entry in [*api.log.lines, *api.log.fields]) < 20_000
+
+
+def test_sections_of_a_broker_are_ignored(api: Api) -> None:
+    queue = {"name": "q", "vhost": "/", "durable": True, "auto_delete": False, "arguments": {}}
+    assert api.ask("POST", "/api/definitions", {"queues": [queue]}).status == 204
+
+
 @pytest.mark.parametrize(
     ("user", "reason"),
     [

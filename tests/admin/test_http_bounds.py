@@ -99,6 +99,8 @@ def test_a_head_that_is_no_request_ends_the_connection(tmp_path: Path, request_:
     with Api(tmp_path, STATE, "management.tcp.request_timeout = 100\n") as api:
         answer = _all(_open(api, request_))
         assert answer == b"" or answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400")), answer
+        assert b"aiohttp" not in answer
+        assert answer.endswith(b"\r\n\r\n") or not answer, "no body"
         assert api.ask("GET", "/api/whoami").status == 200
 
 

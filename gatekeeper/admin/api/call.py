@@ -27,6 +27,8 @@ T = TypeVar("T")
 JSON = "application/json"
 SMALL_BODY = 64 * 1024
 """Bytes of JSON that may be read or written on the event loop."""
+LOGGED = 1024
+"""Characters of a value that go into the log: as many as a pattern may have bytes."""
 
 Object = dict[str, object]
 """A JSON object."""
@@ -137,7 +139,7 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all requests share. addresses: where the gate listens, ``protocol`` and port."""
+    """What all requests share."""
 
     administration: Administration
     management: Management
@@ -209,9 +211,16 @@ class Call:
     ) -> T:
         """As Administration.change; what the store refuses is a 400 in RabbitMQ's words."""
         try:
-            return await self.administration.change(self.actor, action, target, work)
+            return await self.change_or_raise(action, target, work)
         except RequestError as error:
             refuse_for(error)
+
+    async def change_or_raise(
+        self, action: str, target: Mapping[str, object], work: Callable[[Draft], T]
+    ) -> T:
+        """As :meth:`change`; raises RequestError, for answers of another kind."""
+        logged = {key: _brief(value) for key, value in target.items()}
+        return await self.administration.change(self.actor, action, logged, work)
 
     async def document(self, *required: str) -> Object:
         """The body, an object that has these keys. Source: ``decode/2`` and ``with_decode/4``."""
@@ -225,6 +234,12 @@ class Call:
             terms = ",".join(f"{{key_missing,{key}}}" for key in absent)
             raise bad_request(f"[{terms}]")
         return found
+
+
+def _brief(value: object) -> object:
+    """For the log, which need not hold a megabyte because somebody sent one."""
+    text = shown(value) if isinstance(value, bytes) else str(value)
+    return value if len(text) <= LOGGED else f"{text[:LOGGED]}..."
 
 
 def decoded(body: bytes) -> Object:

@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from gatekeeper.admin.api.call import (
     JSON,
     NO_CONTENT,
@@ -35,6 +37,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NOT_PARSED = "failed_to_parse_json"
 _BOM = b"\xef\xbb\xbf"
 _NO_VHOST = "vhost_not_found"
+
+_log = structlog.get_logger(__name__)
 
 
 async def export(call: Call) -> Reply:
@@ -97,9 +101,11 @@ async def _carry_out(call: Call, vhost: bytes | None, body: bytes) -> None:
         target = {"vhost": vhost}
         work = lambda: import_vhost_definitions(store, name, body)  # noqa: E731
     try:
-        await call.administration.carry_out(call.actor, "import_definitions", target, work)
+        report = await call.administration.carry_out(call.actor, "import_definitions", target, work)
     except (DefinitionsError, RequestError) as error:
         raise bad_request(str(error)) from error
+    for warning in report.warnings:
+        _log.warning(warning)
 
 
 def _must_be_object(body: bytes) -> None:

@@ -43,8 +43,7 @@ async def put_vhost_limit(call: Call) -> Reply:
         raise _no_vhost()
     value = (await call.document("value"))["value"]
     try:
-        await call.administration.change(
-            call.actor,
+        await call.change_or_raise(
             "set_vhost_limits",
             {"vhost": vhost, "limit": limit, "value": value},
             lambda draft: draft.set_vhost_limit(vhost, limit, value),

@@ -50,12 +50,6 @@ def listeners(call: Call) -> list[Listener]:
 async def overview(call: Call) -> Reply:
     administration = call.administration
     node, monitor = administration.node, call.user.monitor
-    connections = await administration.fleet.connections()
-    channels = await administration.fleet.channels()
-    if not monitor:
-        own = call.user.identity.username
-        connections = [one for one in connections if one.user == own]
-        channels = [one for one in channels if one.user == own]
     row: Object = {
         "management_version": FORMAT_VERSION,
         "rates_mode": "none",
@@ -86,18 +80,31 @@ async def overview(call: Call) -> Reply:
         "message_stats": {},
         "churn_rates": {},
         "queue_totals": {},
-        "object_totals": {
-            "channels": len(channels),
-            "connections": len(connections),
-            "consumers": sum(one.consumer_count for one in channels),
-            "exchanges": 0,
-            "queues": 0,
-        },
+        "object_totals": await _totals(call),
         "statistics_db_event_queue": 0,
     }
     if monitor:
         row |= {"node": node, "listeners": _listener_rows(call), "contexts": _contexts(call)}
     return object_reply(call, row)
+
+
+async def _totals(call: Call) -> Object:
+    """Of oneself, for who may not monitor. Without statistics nobody's channels are listed."""
+    fleet, nothing = call.administration.fleet, {"exchanges": 0, "queues": 0}
+    if call.user.monitor and call.without_stats:
+        usage = await fleet.statistics()
+        return {"connections": sum(one.get("connections", 0) for one in usage.values()), **nothing}
+    if call.without_stats:
+        return {**nothing}
+    own = None if call.user.monitor else call.user.identity.username
+    connections = [one for one in await fleet.connections() if own in {None, one.user}]
+    channels = [one for one in await fleet.channels() if own in {None, one.user}]
+    return {
+        "channels": len(channels),
+        "connections": len(connections),
+        "consumers": sum(one.consumer_count for one in channels),
+        **nothing,
+    }
 
 
 def _listener_rows(call: Call) -> list[Object]:

@@ -200,9 +200,7 @@ async def put_topic(call: Call) -> Reply:
 
     target = _topic_permission(user, vhost, exchange, permissions)
     try:
-        created = await call.administration.change(
-            call.actor, "set_topic_permissions", target, work
-        )
+        created = await call.change_or_raise("set_topic_permissions", target, work)
     except InvalidPatternError as error:
         raise bad_request(invalid_pattern(error, shown(error.pattern))) from error
     except RequestError as error:

@@ -113,8 +113,8 @@ async def put_vhost(call: Call) -> Reply:
 async def delete_vhost(call: Call) -> Reply:
     name = existing(call).name
     try:
-        await call.administration.change(
-            call.actor, "delete_vhost", {"vhost": name}, lambda draft: draft.delete_vhost(name)
+        await call.change_or_raise(
+            "delete_vhost", {"vhost": name}, lambda draft: draft.delete_vhost(name)
         )
     except VhostProtectedError as error:
         reason = (

@@ -133,11 +133,22 @@ def test_attempts_are_counted(api: Api) -> None:
     assert api.ask("GET", "/api/auth/attempts/other@host").status == 404
 
 
-def test_the_effective_configuration_holds_no_secret(api: Api) -> None:
+def test_the_effective_configuration_holds_no_secret(tmp_path: Path) -> None:
+    conf = "auth_backends.1 = http\nauth_backends.2 = internal\n" + "".join(
+        f"auth_http.{name}_path = http://u:url-secret@127.0.0.1/{name}\n"
+        for name in ("user", "vhost", "resource", "topic")
+    )
+    with Api(tmp_path, STATE, conf) as api:
+        _effective_configuration(api)
+
+
+def _effective_configuration(api: Api) -> None:
     answer = api.ask("GET", "/api/config/effective", headers={"Accept": "text/plain"})
     assert (answer.status, answer.headers["content-type"]) == (200, "text/plain")
     assert b"upstreams" in answer.body
     assert b"upstream-secret" not in answer.body
+    assert b"@127.0.0.1/topic" in answer.body
+    assert b"url-secret" not in answer.body
     assert api.ask("GET", "/api/config/effective", user="mon:mon").status == 401
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import resource
 import time
 
@@ -23,6 +24,8 @@ from gatekeeper.store.definitions_export import FORMAT_VERSION
 
 PRODUCT = "gatekeeper"
 DISC = "disc"
+_WITH_PASSWORD = re.compile(r"//[^/@\s]*@")
+"""The credentials of a URL."""
 _EXCHANGE_TYPES = ("direct", "fanout", "headers", "topic")
 
 
@@ -203,7 +206,7 @@ async def effective_config(call: Call) -> Reply:
     that may hold one are not for ``repr``."""
     settings = call.administration.settings
     lines = [
-        f"{field.name} = {getattr(settings, field.name)!r}\n"
+        _WITH_PASSWORD.sub("//***@", f"{field.name} = {getattr(settings, field.name)!r}\n")
         for field in dataclasses.fields(settings)
         if field.repr
     ]

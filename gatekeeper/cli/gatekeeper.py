@@ -58,12 +58,14 @@ def main(path: Path, check_config: bool) -> None:
 
 def _check(settings: Settings) -> None:
     """What can be found wrong beyond the file itself, without touching the store or a port."""
+    from gatekeeper.admin import management  # noqa: PLC0415
     from gatekeeper.backends.registry import Backends  # noqa: PLC0415
     from gatekeeper.store.store import Store  # noqa: PLC0415
     from gatekeeper.tls import client_context, server_context  # noqa: PLC0415
 
     if settings.tls is not None:
         server_context(settings.tls)
+    management.check(settings.management)
     for upstream in settings.upstreams.values():
         if upstream.tls is not None:
             client_context(upstream.tls, f"upstreams.{upstream.name}.ssl_options")

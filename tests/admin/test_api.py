@@ -7,12 +7,17 @@ import gzip
 import http.client
 import json
 import ssl
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trustme
 
-from gatekeeper.errors import StoreError
+from gatekeeper.admin.http import HttpServer
+from gatekeeper.admin.management import check, management_api
+from gatekeeper.config.settings import Address, Management, ManagementListener, ServerTls
+from gatekeeper.errors import ConfigError, StoreError
 from gatekeeper.server.fleet import SilentWorkersError
 from tests.admin.conftest import STATE
 from tests.admin.serving import Api, ask, basic, connection
@@ -448,3 +453,34 @@ def test_several_requests_on_one_connection(tmp_path: Path) -> None:
             answer.read()
             assert (answer.getheader("connection") == "close") is last
         client.close()
+
+
+# --- on and off ---
+
+
+def test_it_is_off_unless_there_is_a_port(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = api.log.logger("default")
+    assert isinstance(management_api(api.administration, log), HttpServer)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    with pytest.raises(ConfigError, match=r"install gatekeeper-amqp\[management\]"):
+        management_api(api.administration, log)
+    off = replace(api.settings, management=Management())
+    monkeypatch.setattr(api.administration, "settings", off)
+    assert management_api(api.administration, log) is None
+
+
+def test_a_certificate_that_cannot_be_used_is_found_by_the_check(tmp_path: Path) -> None:
+    (tmp_path / "x.pem").write_text("-----BEGIN NOTHING-----\n")
+    tls = ServerTls(certfile=tmp_path / "x.pem", keyfile=tmp_path / "x.pem")
+    address = Address(host="127.0.0.1", port=1)
+    listener = ManagementListener(address=address, tls=tls, tls_keys="management.ssl")
+    with pytest.raises(ConfigError, match=r"^management\.ssl\.certfile "):
+        check(Management(listeners=(listener,)))
+
+
+def test_a_port_that_is_taken_is_named(api: Api) -> None:
+    listener = ManagementListener(address=Address(host="127.0.0.1", port=api.port))
+    management = Management(listeners=(listener,))
+    server = HttpServer(api.administration, management, api.log.logger("default"))
+    with pytest.raises(ConfigError, match=r"the port is in use; .* change management\.\*"):
+        api.run(server.start)

@@ -18,8 +18,8 @@ from gatekeeper.config.backends import backends, module
 from gatekeeper.config.build_oauth2 import oauth2
 from gatekeeper.config.definitions import definitions
 from gatekeeper.config.ldap import ldap
-from gatekeeper.config.oauth2 import BACKEND as OAUTH2
 from gatekeeper.config.management import management
+from gatekeeper.config.oauth2 import BACKEND as OAUTH2
 from gatekeeper.config.settings import (
     Address,
     Anonymous,

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from gatekeeper.config.settings import Settings
-from gatekeeper.errors import GatekeeperError
 from gatekeeper.logs import Logger
 from gatekeeper.model import Credentials, Identity, Peer, Secret
 from gatekeeper.policy.engine import Engine, LoginRefused
-from gatekeeper.server.fleet import Fleet
+from gatekeeper.server.fleet import Fleet, SilentWorkersError
+from gatekeeper.server.tasks import Owner
 from gatekeeper.store.draft import Draft
 from gatekeeper.store.refusals import RequestError
 from gatekeeper.store.store import Store
@@ -69,6 +69,8 @@ class Administration:
         # One thread: SQLite has one writer, and two administrators are served in turn.
         self._writer = ThreadPoolExecutor(1, "store-writer")
         self._readers = ThreadPoolExecutor(2, "store-reader")
+        # What goes wrong is told to whoever asked, and is in the log.
+        self._begun = Owner(lambda _error: None)
 
     def close(self) -> None:
         """Waits for a change under way: it is committed, or it is not."""
@@ -96,13 +98,30 @@ class Administration:
     async def carry_out(
         self, actor: Actor, action: str, target: Mapping[str, object], work: Callable[[], T]
     ) -> T:
-        """As :meth:`change`, for what makes its own transaction (imports)."""
+        """As :meth:`change`, for what makes its own transaction (imports).
+
+        Whoever asks may go away meanwhile: what is begun is finished, and logged. Raises
+        SilentWorkersError where it is committed, but may not be in force everywhere yet.
+        """
+        return await asyncio.shield(self._begun.start(self._carry_out(actor, action, target, work)))
+
+    async def _carry_out(
+        self, actor: Actor, action: str, target: Mapping[str, object], work: Callable[[], T]
+    ) -> T:
         try:
             result = await self._in(self._writer, work)
-        except GatekeeperError as error:
+        except Exception as error:
             self.failed(actor, action, target, error)
             raise
-        await self.fleet.settle()
+        try:
+            await self.fleet.settle()
+        except SilentWorkersError as error:
+            self._log.warning(
+                _line(action, target, f"done, but {error}"),
+                **_fields(actor, action, target, "unconfirmed"),
+                reason=str(error),
+            )
+            raise
         self.done(actor, action, target)
         return result
 

@@ -65,10 +65,10 @@ def compile_scanner(root: Path, target: Path, source: Path = SOURCE, module: str
         for package in source.parents[:-1]:
             (Path(scratch) / package).mkdir(parents=True, exist_ok=True)
             (Path(scratch) / package / "__init__.py").touch()
-        for suffix in (".py", ".pxd"):
-            original = (root / source).with_suffix(suffix)
-            if original.exists():
-                shutil.copy(original, copy.with_suffix(suffix))
+        original = root / source
+        shutil.copy(original, copy)
+        for types in original.parent.glob("*.pxd"):
+            shutil.copy(types, copy.parent)
         generated = copy.with_suffix(".c")
         # Annotations are for people and mypy; the types that C gets stand in the .pxd.
         options = ["-3", *_DIRECTIVES, f"--module-name={module}"]

@@ -22,12 +22,15 @@ from typing import Generic, TypeVar
 
 from gatekeeper.errors import AmqpError
 from gatekeeper.model import Check
-from gatekeeper.protocol.checks import ChannelView, Step
+from gatekeeper.protocol.checks import REPEATABLE, ChannelView, Effect, QueueDeclared, Step
 from gatekeeper.protocol.frames import Channel
 from gatekeeper.protocol.layouts import Fields
 
 MAX_REMEMBERED = 32_768
 """Permissions that one connection remembers on all its channels; when full all are forgotten."""
+
+MAX_METHOD = 512
+"""Octets of a method that is worth remembering."""
 
 _NOTHING: frozenset[Check] = frozenset()
 
@@ -131,6 +134,7 @@ class ChannelState(Channel):
         "exchange_declares",
         "exchange_deletes",
         "last_declare",
+        "named_before",
         "view",
     )
 
@@ -140,6 +144,7 @@ class ChannelState(Channel):
         self.view = ChannelView()
         self.content: Content | None = None
         self.allowed: set[Check] | frozenset[Check] = _NOTHING
+        self.named_before: dict[bytes, QueueDeclared] | None = None
         self.declares: Fifo[PendingDeclare] = Fifo()
         self.last_declare: PendingDeclare | None = None
         self.exchange_declares: Fifo[PendingExchange] = Fifo()
@@ -156,6 +161,7 @@ class ChannelState(Channel):
         """Drop every approval."""
         self.forget()
         self.allowed = _NOTHING
+        self.named_before = None
 
     def allow(self, check: Check) -> bool:
         """Remember that it was granted; False if that was known."""
@@ -165,6 +171,21 @@ class ChannelState(Channel):
             self.allowed = set()
         self.allowed.add(check)
         return True
+
+    def approve(self, payload: bytes, ids: tuple[int, int], effect: Effect | None) -> bool:
+        """Remember that a method was granted, forwarded as it came, if the same octets will mean
+        the same next time; False if not, or if that was known."""
+        if len(payload) > MAX_METHOD:
+            return False
+        if effect is None:
+            return ids in REPEATABLE and self.approve_method(payload)
+        if not isinstance(effect, QueueDeclared) or effect.generated:
+            return False
+        if self.named_before is None:
+            self.named_before = {}
+        known = payload in self.named_before
+        self.named_before[payload] = effect
+        return not known
 
     def change(self, pending: PendingExchange, queue: Fifo[PendingExchange]) -> None:
         """The broker was sent something that may change what the exchange is."""

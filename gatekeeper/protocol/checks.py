@@ -488,6 +488,13 @@ TABLE: Final[Mapping[tuple[int, int], Judge]] = {
 content header, see ``publishing.py``) are the session's; all others are refused."""
 
 
+REPEATABLE: Final = frozenset(
+    ids for ids, handler in TABLE.items() if handler in {_free, _queue_purge, _basic_get}
+)
+"""Methods that mean the same whenever they come, where they name their queue: what such a method
+asks for follows from its octets alone. Where they do not, it is not their octets that go out."""
+
+
 def judge(ids: tuple[int, int], fields: Fields, view: ChannelView, context: Context) -> Judgement:
     """The judgement on a method; raises NeedReply, or AmqpError where no question arises."""
     handler = TABLE.get(ids)

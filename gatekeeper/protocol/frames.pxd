@@ -1,20 +1,35 @@
 # Types for frames.py (Cython's augmenting declarations). The .py is the source of all logic.
 
 cimport cython
+from gatekeeper.protocol cimport octets
 
 ctypedef const unsigned char* p_uchar
 
+
+@cython.final
+cdef class Names:
+    cdef public Py_ssize_t count
+    cdef public list slots
+    @cython.locals(slots=list, mask=Py_ssize_t, at=Py_ssize_t, left=cython.int, name=bytes)
+    cpdef bint find(self, const unsigned char* raw, Py_ssize_t a, Py_ssize_t b) noexcept
+    cpdef bint add(self, bytes name)
+    @cython.locals(slots=list, mask=Py_ssize_t, first=Py_ssize_t, at=Py_ssize_t, left=cython.int)
+    cdef _place(self, bytes name)
 
 cdef class Channel:
     cdef public int mode
     cdef public int expect
     cdef public long long remaining
-    cdef public set exchanges
-    cdef public set keys
-    cdef public bytes last_exchange
-    cdef public bytes last_key
+    cdef public Names exchanges
+    cdef public Names keys
+    cdef public Names methods
+    cdef public bytes unit
+    cdef public Py_ssize_t gap
+    cdef public Py_ssize_t named
+    cdef public bytes queue
     cpdef bint approve_exchange(self, bytes name)
     cpdef bint approve_key(self, bytes pair)
+    cpdef bint approve_method(self, bytes payload)
     cpdef forget(self)
 
 cdef class Lane:
@@ -23,26 +38,39 @@ cdef class Lane:
     cdef public long long body_max
     cdef public bytes username
     cdef public int stop
+    cdef public bytes exchange
+    cdef public bytes key
 
-@cython.locals(n=Py_ssize_t, i=Py_ssize_t)
-cdef bint _same(const unsigned char* raw, Py_ssize_t a, Py_ssize_t b, bytes name)
+@cython.locals(flags=cython.uint, n=cython.longlong, name=bytes)
+cdef bint _harmless(
+    Lane lane, Names keys, bint strict, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
+    Py_ssize_t a, Py_ssize_t b,
+)
 
-@cython.locals(n=cython.longlong)
-cdef bint _harmless(const unsigned char* raw, Py_ssize_t p, Py_ssize_t end, unsigned int flags, bint keyed, bytes username)
+@cython.locals(n=cython.longlong, tag=cython.uint, routes=bint)
+cdef bint _routes(
+    Lane lane, Names keys, bint strict, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
+    Py_ssize_t a, Py_ssize_t b,
+)
 
-@cython.locals(n=cython.longlong, tag=cython.uint)
-cdef bint _no_routes(const unsigned char* raw, Py_ssize_t p, Py_ssize_t end)
+@cython.locals(n=cython.longlong, pair=bytes)
+cdef bint _approved(
+    Lane lane, Names keys, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
+    Py_ssize_t a, Py_ssize_t b,
+)
 
 @cython.locals(
-    raw=p_uchar, frame_max=cython.longlong, number=cython.int, method_expected=cython.int, body_expected=cython.int, channel=Channel, size=cython.longlong,
-    past=Py_ssize_t, kind=cython.uint, n=cython.int, p=Py_ssize_t, method=cython.uint,
-    last=Py_ssize_t, a=Py_ssize_t, b=Py_ssize_t, c=Py_ssize_t, flags=cython.uint,
-    h=Py_ssize_t, q=Py_ssize_t, body=cython.longlong, name=bytes, keyed=bint,
+    raw=p_uchar, frame_max=cython.longlong, number=cython.int, method_expected=cython.int,
+    body_expected=cython.int, channel=Channel, size=cython.longlong, past=Py_ssize_t,
+    kind=cython.uint, n=cython.int, p=Py_ssize_t, method=cython.uint, last=Py_ssize_t,
+    a=Py_ssize_t, b=Py_ssize_t, c=Py_ssize_t, flags=cython.uint, h=Py_ssize_t, q=Py_ssize_t,
+    body=cython.longlong, keyed=bint, asked=bint, fresh=bint, unit=bytes, known=p_uchar,
+    length=Py_ssize_t, gap=Py_ssize_t,
 )
 cpdef Py_ssize_t scan_client(Lane lane, bytearray buf, Py_ssize_t pos, Py_ssize_t end)
 
 @cython.locals(
-    raw=p_uchar, frame_max=cython.longlong, size=cython.longlong, past=Py_ssize_t, kind=cython.uint,
-    p=Py_ssize_t, method=cython.uint,
+    raw=p_uchar, frame_max=cython.longlong, size=cython.longlong, past=Py_ssize_t,
+    kind=cython.uint, method=cython.uint, n=cython.int, channel=Channel, p=Py_ssize_t,
 )
 cpdef Py_ssize_t scan_broker(Lane lane, bytearray buf, Py_ssize_t pos, Py_ssize_t end)

@@ -20,17 +20,85 @@ Layouts: AMQP 0-9-1 section 4.2 (frames), 2.3.5.2 (content header).
 
 from __future__ import annotations
 
+from gatekeeper.protocol import octets
+
 COMPILED = not __file__.endswith(".py")
 """Is this the compiled form?"""
 
 # Why the scanner stopped (Lane.stop).
 NEED_MORE = 0  # at the end, or in front of a unit that is not complete yet
 SLOW = 1  # in front of a frame that the session must judge
+ASK = 2  # in front of a publish that passes if Lane.exchange may be written to with Lane.key
 
 # What a channel expects next (Channel.expect).
 METHOD = 0
 HEADER = 1
 BODY = 2
+
+
+class Names:
+    """A set of byte strings, which is asked with a stretch of the buffer: no object is made.
+
+    Open addressing, at most 16 steps. Where a new name finds no place within those, another
+    has to go: what is forgotten is only asked again, so that names which a client has chosen to
+    collide cost no more than others. It doubles when it is half full; whoever adds keeps count.
+
+    # INVARIANT: a name is found only if all of its bytes are there, never by its hash.
+    """
+
+    __slots__ = ("count", "slots")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.slots: list[bytes | None] = [None] * 16
+
+    def __len__(self) -> int:
+        return self.count
+
+    def find(self, raw: bytes | bytearray, a: int, b: int) -> bool:
+        """Is ``raw[a:b]`` one of them?"""
+        slots = self.slots
+        mask = len(slots) - 1
+        at = octets.hash_of(raw, a, b) & mask
+        left = 16
+        while left:
+            name = slots[at]
+            if name is None:
+                return False
+            if len(name) == b - a and octets.same(raw, a, b, name, 0):
+                return True
+            at = (at + 1) & mask
+            left -= 1
+        return False
+
+    def add(self, name: bytes) -> bool:
+        """False if it was there already."""
+        if self.find(name, 0, len(name)):
+            return False
+        old = self.slots
+        if self.count * 2 >= len(old):
+            self.slots = [None] * (len(old) * 2)
+            self.count = 0
+            for other in old:
+                if other is not None:
+                    self._place(other)
+        self._place(name)
+        return True
+
+    def _place(self, name: bytes) -> None:
+        slots = self.slots
+        mask = len(slots) - 1
+        first = octets.hash_of(name, 0, len(name)) & mask
+        at = first
+        left = 16
+        while left and slots[at] is not None:
+            at = (at + 1) & mask
+            left -= 1
+        if left:
+            self.count += 1
+        else:
+            at = first
+        slots[at] = name
 
 
 class Channel:
@@ -41,42 +109,51 @@ class Channel:
     exchanges: approved for publishing whatever the routing key, raw names.
     keys: approved pairs, as raw bytes: exchange short string followed by routing key short
         string, length octets included (so that no two pairs share a spelling).
-    last_exchange, last_key: the last hit, compared first.
+    methods: approved payloads of other methods, which need nothing but permission.
+    unit, gap: method and header frame of a publish that has passed, and where in them the low
+        half of the body size stands: its like, whatever the body size, passes by comparison.
+    named, queue: answers to queue.declare that the session need not see, before any that it must;
+        unless the last of them tells of another queue.
     The sets are made when there is something to hold: most channels of most connections idle.
     """
 
-    __slots__ = ("exchanges", "expect", "keys", "last_exchange", "last_key", "mode", "remaining")
+    __slots__ = (
+        "exchanges", "expect", "gap", "keys", "methods", "mode", "named", "queue", "remaining",
+        "unit",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.mode = 0
         self.expect = METHOD
         self.remaining = 0
-        self.exchanges: set[bytes] | None = None
-        self.keys: set[bytes] | None = None
-        self.last_exchange: bytes | None = None
-        self.last_key: bytes | None = None
+        self.exchanges: Names | None = None
+        self.keys: Names | None = None
+        self.methods: Names | None = None
+        self.unit: bytes | None = None
+        self.gap = 0
+        self.named = 0
+        self.queue = b""
 
     def approve_exchange(self, name: bytes) -> bool:
-        """False if it was approved already; so :meth:`approve_key`."""
+        """False if it was approved already; so the other two."""
         if self.exchanges is None:
-            self.exchanges = set()
-        known = name in self.exchanges
-        self.exchanges.add(name)
-        return not known
+            self.exchanges = Names()
+        return self.exchanges.add(name)
 
     def approve_key(self, pair: bytes) -> bool:
         if self.keys is None:
-            self.keys = set()
-        known = pair in self.keys
-        self.keys.add(pair)
-        return not known
+            self.keys = Names()
+        return self.keys.add(pair)
+
+    def approve_method(self, payload: bytes) -> bool:
+        if self.methods is None:
+            self.methods = Names()
+        return self.methods.add(payload)
 
     def forget(self) -> None:
         """Drop every approval (the policy has changed)."""
-        self.exchanges = None
-        self.keys = None
-        self.last_exchange = None
-        self.last_key = None
+        self.exchanges = self.keys = self.methods = None
+        self.unit = None
 
 
 class Lane:
@@ -86,18 +163,21 @@ class Lane:
     frame_max: largest payload that is accepted, in bytes. RabbitMQ tolerates a payload of
         exactly frame_max although the frame then is 8 bytes longer.
     body_max: largest content body that needs no thought, in bytes.
-    username: a user-id of this value is harmless.
-    stop: NEED_MORE or SLOW, after a scan.
+    username: a user-id of this value is harmless; None: any is.
+    stop: NEED_MORE, SLOW or ASK, after a scan.
+    exchange, key: what is asked after ASK.
     """
 
-    __slots__ = ("body_max", "channels", "frame_max", "stop", "username")
+    __slots__ = ("body_max", "channels", "exchange", "frame_max", "key", "stop", "username")
 
-    def __init__(self, frame_max: int, body_max: int, username: bytes) -> None:
+    def __init__(self, frame_max: int, body_max: int, username: bytes | None) -> None:
         self.channels: dict[int, Channel] = {}
         self.frame_max = frame_max
         self.body_max = body_max
         self.username = username
         self.stop = NEED_MORE
+        self.exchange = b""
+        self.key = b""
 
 
 def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
@@ -110,13 +190,43 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
     method_expected, body_expected = METHOD, BODY  # compiled: C integers
     number = -1
     channel = None
+    fresh = True
+    unit = known = b""  # compiled: known points to the octets of unit
+    length = gap = 0
     lane.stop = SLOW
     while True:
+        if length and channel is not None and channel.expect == method_expected:
+            # The same publish again? Only the body size may differ (within 32 bits).
+            h = pos + gap
+            past = pos + length
+            if (
+                past <= end
+                and octets.same(raw, pos, h, known, 0)
+                and octets.same(raw, h + 4, past, known, gap + 4)
+            ):
+                body = octets.long_at(raw, h)
+                if body > lane.body_max:
+                    return pos
+                pos = past
+                if not body:
+                    continue
+                past = pos + body + 8
+                if (
+                    past <= end
+                    and octets.long_at(raw, pos + 3) == body
+                    and body <= frame_max
+                    and raw[pos] == 3
+                    and (raw[pos + 1] << 8) | raw[pos + 2] == number
+                    and raw[past - 1] == 0xCE
+                ):
+                    pos = past
+                    continue
+                channel.remaining = body
+                channel.expect = body_expected
         if end - pos < 7:
             lane.stop = NEED_MORE
             return pos
-        size = raw[pos + 3]  # alone: compiled, an octet shifted by 24 would be a negative int
-        size = (size << 24) | (raw[pos + 4] << 16) | (raw[pos + 5] << 8) | raw[pos + 6]
+        size = octets.long_at(raw, pos + 3)
         if size > frame_max:
             return pos
         past = pos + size + 8
@@ -137,6 +247,13 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
                 return pos
             channel = lane.channels[n]
             number = n
+            length = 0
+            if channel.mode == 0 and channel.unit is not None:
+                unit = known = channel.unit
+                length = len(unit)
+                gap = channel.gap
+                if channel.expect == method_expected and kind == 1:
+                    continue
         if channel is None or channel.mode != 0:
             return pos
         if kind == 3:
@@ -150,18 +267,19 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         if kind != 1 or channel.expect != method_expected or size < 4:
             return pos
         p = pos + 7
-        if raw[p] != 0 or raw[p + 1] != 60 or raw[p + 2] != 0:
-            return pos
-        method = raw[p + 3]
-        if method == 80 or method == 90 or method == 120:  # noqa: PLR1714 - a set is slower
-            # ack, reject, nack: delivery tag and one octet of bits; no permission is asked.
-            if size != 13:
+        method = octets.long_at(raw, p)
+        if method != 0x3C0028:  # basic.publish
+            if method == 0x3C0050 or method == 0x3C005A or method == 0x3C0078:  # noqa: PLR1714 - a set is slower
+                # ack, reject, nack: delivery tag and one octet of bits; no permission is asked.
+                if size != 13:
+                    return pos
+            elif channel.methods is None or not channel.methods.find(raw, p, past - 1):
                 return pos
             pos = past
             continue
-        if method != 40 or size < 9:
+        if size < 9:
             return pos
-        # basic.publish: ticket (2), exchange, routing key, bits (1).
+        # Ticket (2), exchange, routing key, bits (1).
         last = past - 2  # the octet of bits: the last one of the payload
         a = p + 7
         b = a + raw[a - 1]
@@ -170,22 +288,6 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         c = b + 1 + raw[b]
         if c != last or raw[last] & 2:
             return pos
-        keyed = False
-        if not _same(raw, a, b, channel.last_exchange):
-            if not _same(raw, a - 1, c, channel.last_key):
-                name = b"" + raw[a:b]  # bytes in either form; compiled, without a call
-                if channel.exchanges is not None and name in channel.exchanges:
-                    channel.last_exchange = name
-                else:
-                    if channel.keys is None:
-                        return pos
-                    name = b"" + raw[a - 1 : c]
-                    if name not in channel.keys:
-                        return pos
-                    channel.last_key = name
-                    keyed = True
-            else:
-                keyed = True
         # The content header must follow: the two are released together or not at all.
         h = past
         if end - h < 7:
@@ -193,8 +295,7 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
             return pos
         if raw[h] != 2 or raw[h + 1] != raw[pos + 1] or raw[h + 2] != raw[pos + 2]:
             return pos
-        size = raw[h + 3]
-        size = (size << 24) | (raw[h + 4] << 16) | (raw[h + 5] << 8) | raw[h + 6]
+        size = octets.long_at(raw, h + 3)
         if size < 14 or size > frame_max:
             return pos
         past = h + size + 8
@@ -204,48 +305,56 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         if raw[past - 1] != 0xCE:
             return pos
         q = h + 7
-        if raw[q] != 0 or raw[q + 1] != 60 or raw[q + 2] != 0 or raw[q + 3] != 0:
+        if octets.long_at(raw, q) != 60 << 16 or octets.long_at(
+            raw, q + 4
+        ):  # class, weight; size beyond 32 bits
             return pos
-        if raw[q + 4] | raw[q + 5] | raw[q + 6] | raw[q + 7]:
-            return pos
-        body = raw[q + 8]
-        body = (body << 24) | (raw[q + 9] << 16) | (raw[q + 10] << 8) | raw[q + 11]
+        body = octets.long_at(raw, q + 8)
         if body > lane.body_max:
             return pos
         flags = (raw[q + 12] << 8) | raw[q + 13]
         if flags & 3:
             return pos  # bits that RabbitMQ ignores, and that must not go out
-        if (flags & 0x10 or (keyed and flags & 0x2000)) and not _harmless(
-            raw, q + 14, past - 1, flags, keyed, lane.username
+        keyed = False
+        asked = False
+        if channel.exchanges is None or not channel.exchanges.find(raw, a, b):
+            keyed = True
+            asked = channel.keys is None or not channel.keys.find(raw, a - 1, c)
+        if (asked or flags & 0x10 or (keyed and flags & 0x2000)) and not _harmless(
+            lane, channel.keys if keyed else None, asked, raw, q + 12, past - 1, a - 1, b
         ):
             return pos
+        if asked:
+            lane.exchange = octets.cut(raw, a, b)
+            lane.key = octets.cut(raw, b + 1, c)
+            lane.stop = ASK
+            return pos
+        if fresh:
+            # Once a scan at most, so that messages which all differ do not pay for it.
+            fresh = False
+            unit = known = octets.cut(raw, pos, past)
+            gap = q + 8 - pos
+            length = past - pos
+            channel.unit = unit
+            channel.gap = gap
         if body:
             channel.remaining = body
             channel.expect = body_expected
         pos = past
 
 
-def _same(raw: bytearray, a: int, b: int, name: bytes | None) -> bool:
-    """Is ``raw[a:b]`` this name? (Compiled, a loop is cheaper than a slice.)"""
-    if name is None:
-        return False
-    n = b - a
-    if n != len(name):
-        return False
-    i = 0
-    while i < n:
-        if raw[a + i] != name[i]:
-            return False
-        i += 1
-    return True
+def _harmless(
+    lane: Lane, keys: Names | None, strict: bool, raw: bytearray, p: int, end: int, a: int, b: int
+) -> bool:
+    """Do flags and properties in ``raw[p:end]`` hold nothing to judge? Whatever is odd: no.
 
-
-def _harmless(raw: bytearray, p: int, end: int, flags: int, keyed: bool, username: bytes) -> bool:
-    """Do the properties in ``raw[p:end]`` hold nothing to judge?
-
-    True: the user-id, if any, is ``username``; where ``keyed`` (a topic rule looks at routing
-    keys) the headers, if any, hold neither CC nor BCC. Whatever is odd is not harmless.
+    True: the user-id, if any, is ``lane.username``; where a topic rule looks at routing keys
+    (``keys``), those in the headers CC and BCC, if any, are approved for the exchange, a short
+    string in ``raw[a:b]``. strict: not yet granted, so routing keys do not count yet; but what
+    the broker could not read is odd then also where it is nested.
     """
+    flags = (raw[p] << 8) | raw[p + 1]
+    p += 2
     if flags & 0x8000:  # content-type
         if p >= end:
             return False
@@ -257,10 +366,11 @@ def _harmless(raw: bytearray, p: int, end: int, flags: int, keyed: bool, usernam
     if flags & 0x2000:  # headers
         if end - p < 4:
             return False
-        n = raw[p]
-        n = (n << 24) | (raw[p + 1] << 16) | (raw[p + 2] << 8) | raw[p + 3]
+        n = octets.long_at(raw, p)
         p += 4
-        if n > end - p or (keyed and not _no_routes(raw, p, p + n)):
+        if n > end - p:
+            return False
+        if (strict or keys is not None) and not _routes(lane, keys, strict, raw, p, p + n, a, b):
             return False
         p += n
     if flags & 0x1000:  # delivery-mode
@@ -292,30 +402,54 @@ def _harmless(raw: bytearray, p: int, end: int, flags: int, keyed: bool, usernam
     if flags & 0x0010:  # user-id
         if p >= end or p + 1 + raw[p] > end:
             return False
-        return _same(raw, p + 1, p + 1 + raw[p], username)
-    return p <= end
+        name = lane.username
+        if name is not None and (
+            len(name) != raw[p] or not octets.same(raw, p + 1, p + 1 + raw[p], name, 0)
+        ):
+            return False
+        p += raw[p] + 1
+    if flags & 0x0008:  # app-id
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    if flags & 0x0004:  # cluster-id
+        if p >= end:
+            return False
+        p += raw[p] + 1
+    return p == end
 
 
-def _no_routes(raw: bytearray, p: int, end: int) -> bool:
-    """Does the table in ``raw[p:end]`` have neither a key CC nor a key BCC? Odd: no."""
+def _routes(
+    lane: Lane, keys: Names | None, strict: bool, raw: bytearray, p: int, end: int, a: int, b: int
+) -> bool:
+    """Are the routing keys in the table in ``raw[p:end]`` approved? See :func:`_harmless`.
+
+    Where the broker takes the first of two keys CC, here both count.
+    """
     while p < end:
         n = raw[p]
         p += 1
         if end - p < n + 1:
             return False
         # Both names end in CC: a name that does not is none of them.
-        if (n == 2 or (n == 3 and raw[p] == 66)) and raw[p + n - 1] == 67 and raw[p + n - 2] == 67:
-            return False
+        routes = n == 2 or (n == 3 and raw[p] == 66)
+        routes = routes and raw[p + n - 1] == 67 and raw[p + n - 2] == 67
         p += n
         tag = raw[p]
         p += 1
+        if routes:
+            if tag != 65:
+                return False
+        elif strict and (tag == 70 or tag == 65 or tag == 102 or tag == 100):  # noqa: PLR1714
+            return False  # F A; f d, which may be no number
         if tag == 83 or tag == 120 or tag == 70 or tag == 65:  # S x F A  # noqa: PLR1714
             if end - p < 4:
                 return False
-            n = raw[p]
-            n = (n << 24) | (raw[p + 1] << 16) | (raw[p + 2] << 8) | raw[p + 3]
+            n = octets.long_at(raw, p)
             p += 4
             if n > end - p:
+                return False
+            if routes and not _approved(lane, None if strict else keys, raw, p, p + n, a, b):
                 return False
             p += n
         elif tag == 116 or tag == 98 or tag == 66:  # t b B  # noqa: PLR1714
@@ -333,6 +467,31 @@ def _no_routes(raw: bytearray, p: int, end: int) -> bool:
     return p == end
 
 
+def _approved(
+    lane: Lane, keys: Names | None, raw: bytearray, p: int, end: int, a: int, b: int
+) -> bool:
+    """Does the array in ``raw[p:end]`` hold nothing but routing keys, and those in ``keys``?
+
+    If one is not there, and all else is as it should be so far, the session is asked for it.
+    """
+    while p < end:
+        if end - p < 5 or raw[p] != 83:  # S
+            return False
+        n = octets.long_at(raw, p + 1)
+        if n > 255 or n > end - p - 5:
+            return False
+        # The last octet of the length and what follows are the key as a short string.
+        if keys is not None:
+            pair = octets.cut(raw, a, b) + octets.cut(raw, p + 4, p + 5 + n)
+            if not keys.find(pair, 0, len(pair)):
+                lane.exchange = octets.cut(raw, a + 1, b)
+                lane.key = octets.cut(raw, p + 5, p + 5 + n)
+                lane.stop = ASK
+                return False
+        p += n + 5
+    return True
+
+
 def scan_broker(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
     """Walk broker frames in ``buf[pos:end]``; answer where the bytes to pass on end.
 
@@ -346,8 +505,7 @@ def scan_broker(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         if end - pos < 7:
             lane.stop = NEED_MORE
             return pos
-        size = raw[pos + 3]  # alone: compiled, an octet shifted by 24 would be a negative int
-        size = (size << 24) | (raw[pos + 4] << 16) | (raw[pos + 5] << 8) | raw[pos + 6]
+        size = octets.long_at(raw, pos + 3)
         if size > frame_max:
             return pos
         past = pos + size + 8
@@ -358,20 +516,33 @@ def scan_broker(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
             return pos
         kind = raw[pos]
         if kind == 1:
-            p = pos + 7
-            if size < 4 or raw[p] != 0 or raw[p + 1] != 60 or raw[p + 2] != 0:
+            if size < 4:
                 return pos
-            method = raw[p + 3]
+            method = octets.long_at(raw, pos + 7)
             # deliver, ack, nack, return, get-ok, get-empty
             if (
-                method != 60  # noqa: PLR1714 - a set is slower
-                and method != 80
-                and method != 120
-                and method != 50
-                and method != 71
-                and method != 72
+                method != 0x3C003C  # noqa: PLR1714 - a set is slower
+                and method != 0x3C0050
+                and method != 0x3C0078
+                and method != 0x3C0032
+                and method != 0x3C0047
+                and method != 0x3C0048
             ):
-                return pos
+                if method != 0x32000B:  # queue.declare-ok
+                    return pos
+                n = (raw[pos + 1] << 8) | raw[pos + 2]
+                if n not in lane.channels:
+                    return pos
+                channel = lane.channels[n]
+                p = pos + 11  # the name; two counts of four octets follow
+                if not channel.named or size < 13 or size != raw[p] + 13:
+                    return pos
+                if channel.named == 1 and (
+                    len(channel.queue) != raw[p]
+                    or not octets.same(raw, p + 1, past - 9, channel.queue, 0)
+                ):
+                    return pos
+                channel.named -= 1
         elif kind != 2 and kind != 3 and kind != 8:  # noqa: PLR1714
             return pos
         pos = past

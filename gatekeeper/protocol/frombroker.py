@@ -142,6 +142,12 @@ class BrokerFrames:
         channel.mode = Mode.AWAIT_OK
 
     def _queue_declare_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        if channel.named:
+            name = Reader(payload, 4).shortstr()
+            channel.named -= 1
+            if not channel.named and channel.last_declare is None:
+                channel.view.last_queue = name
+            return PASS
         if not channel.declares:
             return PASS
         pending = channel.declares.first()

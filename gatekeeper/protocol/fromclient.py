@@ -89,6 +89,40 @@ class ClientFrames:
         if self._judging is not None:
             self._judging.steps = None
 
+    def granted(self, number: int, exchange: bytes, key: bytes) -> bool:
+        """May the channel publish to ``exchange`` with the routing key ``key``? Then it is approved.
+
+        A denial, an answer that is still to come, and whatever else is not simply yes, is False:
+        :meth:`frame` will find the same, in RabbitMQ's order. All else about the publish is in
+        order, the scanner has seen to that.
+        """
+        session = self._s
+        channel, policy = session.channels[number], session.policy
+        if not self._allowed(channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)):
+            return False
+        if not policy.topic_rule(exchange):
+            new = channel.approve_exchange(exchange)
+        else:
+            if channel.changing is not None and exchange in channel.changing:
+                return False  # see _settled
+            decision = policy.check(TopicAccess(Permission.WRITE, exchange, key))
+            if decision is None or not decision.allowed:
+                return False
+            new = channel.approve_key(shortstr(exchange) + shortstr(key))
+        if new:
+            session.remembered()
+        return True
+
+    def _allowed(self, channel: ChannelState, check: Access) -> bool:
+        if check in channel.allowed:
+            return True
+        decision = self._s.policy.check(check)
+        if decision is None or not decision.allowed:
+            return False
+        if channel.allow(check):
+            self._s.remembered()
+        return True
+
     def frame(self, kind: int, number: int, payload: bytes) -> Outcome:
         """Judge one well-terminated frame. Raises AmqpError, Abort, Pending."""
         size = len(payload)
@@ -206,6 +240,11 @@ class ClientFrames:
         channel.error = error
 
     def _method(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        if channel.named_before is not None and channel.mode == Mode.OPEN:
+            again = channel.named_before.get(payload)
+            if again is not None:
+                self._queue_declared(channel, again)
+                return PASS
         ids = _ids(payload)
         fields = decode(number, ids, payload[4:])
         if ids in WITH_CONTENT:
@@ -235,6 +274,8 @@ class ClientFrames:
         if judgement.fields is not None and judgement.ids is not None:
             self._s.to_broker.append(encode(number, judgement.ids, judgement.fields))
             return TAKEN
+        if channel.approve(payload, ids, judgement.effect):
+            self._s.remembered()
         return PASS
 
     def _method_off_duty(self, number: int, channel: ChannelState, ids: tuple[int, int]) -> Outcome:
@@ -432,14 +473,7 @@ class ClientFrames:
         effect: Effect | None = judgement.effect
         view, policy = channel.view, self._s.policy
         if isinstance(effect, QueueDeclared):
-            view.sample = None
-            reads = len(judgement.steps) > 1
-            pending = PendingDeclare(effect.name, effect.generated, effect.swallow, reads)
-            channel.last_declare = pending
-            view.pending_name = effect.generated
-            view.last_queue = None if effect.generated else effect.name
-            if effect.answered or effect.generated:
-                channel.declares.append(pending)
+            self._queue_declared(channel, effect, reads=len(judgement.steps) > 1)
         elif isinstance(effect, ExchangeDeclared):
             number = policy.exchange_changing(effect.name)
             change = PendingExchange(effect.name, effect.type, effect.swallow, number=number)
@@ -457,6 +491,25 @@ class ClientFrames:
             view.tag = None
         elif isinstance(effect, Cancelled):
             view.consumers.pop(effect.tag, None)
+
+    @staticmethod
+    def _queue_declared(
+        channel: ChannelState, effect: QueueDeclared, *, reads: bool = False
+    ) -> None:
+        view = channel.view
+        view.sample = None
+        view.pending_name = effect.generated
+        view.last_queue = None if effect.generated else effect.name
+        channel.last_declare = None
+        if not effect.generated and not channel.declares:
+            # The scanner lets the answer pass, before those of ``declares``.
+            channel.named += effect.answered
+            channel.queue = effect.name
+            return
+        pending = PendingDeclare(effect.name, effect.generated, effect.swallow, reads)
+        channel.last_declare = pending
+        if effect.answered or effect.generated:
+            channel.declares.append(pending)
 
     # --- after the end ---
 

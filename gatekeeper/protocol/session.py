@@ -24,7 +24,7 @@ from gatekeeper.model import Check, Decision
 from gatekeeper.protocol.channels import MAX_REMEMBERED, ChannelState, Mode
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.erlang import frame_octets
-from gatekeeper.protocol.frames import BODY, NEED_MORE, Lane, scan_broker, scan_client
+from gatekeeper.protocol.frames import ASK, BODY, NEED_MORE, Lane, scan_broker, scan_client
 from gatekeeper.protocol.frombroker import BrokerFrames
 from gatekeeper.protocol.fromclient import ClientFrames
 from gatekeeper.protocol.layouts import Abort
@@ -39,9 +39,13 @@ from gatekeeper.protocol.states import (
 )
 from gatekeeper.protocol.wire import close_method
 
-JUDGED_AT_ONCE = 64
-"""Frames that are judged by the readable code before other connections get their turn: about a
-millisecond's work. Frames of the fast lane do not count, a whole chunk of them takes less."""
+JUDGED_AT_ONCE = 256
+"""Frames that are judged by the readable code before other connections get their turn, one
+counting as much as JUDGED questions of the scanner: about a millisecond's work. Frames of the fast
+lane do not count, a whole chunk of them takes less."""
+JUDGED = 4
+ASKED_AT_ONCE = 8
+"""Questions of the scanner about one publish; one that leads to more is judged as a whole."""
 
 
 class Epoch(Protocol):
@@ -110,7 +114,8 @@ class Session:
         self.cancel_notify = cancel_notify
         limit = context.max_message_size
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
-        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, context.username)
+        user_id = None if context.impersonator else context.username
+        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, user_id)
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
         self.swallow_close_ok: set[int] | None = None
         self.state = State.RUNNING
@@ -147,15 +152,22 @@ class Session:
         if self.epoch.value != self._seen:
             self.forget()
         run = pos
-        judged = 0
+        judged = asked = 0
+        at = -1
         while True:
             pos = scan_client(self.lane, buf, pos, end)
             if self.lane.stop == NEED_MORE:
                 break
-            judged += 1
-            if judged > JUDGED_AT_ONCE:
+            if judged >= JUDGED_AT_ONCE:
                 self.client_stalled = self.client_tired = True
                 break
+            if self.lane.stop == ASK:
+                judged += 1
+                asked = asked + 1 if pos == at else 1
+                at = pos
+                if asked <= ASKED_AT_ONCE and self._granted((buf[pos + 1] << 8) | buf[pos + 2]):
+                    continue
+            judged += JUDGED
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
             outcome = self._judge(buf, pos, past)
@@ -181,6 +193,14 @@ class Session:
         if pos > run:
             self.to_broker.append(memoryview(buf)[run:pos])
         return pos
+
+    def _granted(self, number: int) -> bool:
+        """Is what the scanner asks granted? Then it is approved: scan again from the same place."""
+        if not self._client.granted(number, self.lane.exchange, self.lane.key):
+            return False
+        if self.epoch.value != self._seen:
+            self.forget()
+        return True
 
     def _judge(self, buf: bytearray, pos: int, past: int) -> Outcome:
         self._mark = len(self.to_broker)

@@ -153,15 +153,15 @@ class Policy:
     place: AmqpError | bool = True
     open_channels: int = 0
     settlements: int = 0
-    _ready: set[object] = field(default_factory=set)
+    turn: int = 0
+    _asked: dict[object, int] = field(default_factory=dict)
 
     def _late(self, key: object) -> bool:
-        """In slow mode a question is answered only the second time."""
-        if not self.slow or key in self._ready:
-            self._ready.discard(key)
-            return False
-        self._ready.add(key)
-        return True
+        """In slow mode a question is answered only in a later turn than it was asked in."""
+        if self.slow and self._asked.setdefault(key, self.turn) == self.turn:
+            return True
+        self._asked.pop(key, None)
+        return False
 
     def check(self, check: Check) -> Decision | None:
         if self._late(check):
@@ -258,6 +258,7 @@ class Dialogue:
         for _ in range(2000):
             before = (len(self._tail), self.session.state, len(self.client))
             buf = bytearray(self._tail)
+            self.policy.turn += 1
             done = self.session.client_data(buf, 0, len(buf))
             self._tail = self._tail[done:]
             out, moved = self._take()
@@ -296,6 +297,7 @@ class Dialogue:
         self._broker_tail += data
         for _ in range(100):
             buf = bytearray(self._broker_tail)
+            self.policy.turn += 1
             done = session.broker_data(buf, 0, len(buf))
             self._broker_tail = self._broker_tail[done:]
             self.client += b"".join(session.to_client)

@@ -232,7 +232,7 @@ TABLES: list[tuple[bytes, bool]] = [
         ),
         True,
     ),
-    (wire.table([(b"a", ("V", None)), (b"CC", ("A", []))]), False),
+    (wire.table([(b"a", ("V", None)), (b"CC", ("A", []))]), True),
     (wire.table([(b"BCC", ("S", b"x"))]), False),
     (b"\x01a?", False),
     (b"\x01aS\x00\x00\x00\xff", False),

@@ -627,8 +627,8 @@ def test_the_fast_lane_is_not_tired(one: Dialogue) -> None:
 
 
 def test_answers_of_the_broker_take_turns_too(one: Dialogue) -> None:
-    one.send(declare(1, b"q") * (3 * JUDGED_AT_ONCE), answer=False)
-    data = bytearray(call(1, DECLARE_OK, b"q", 0, 0) * (3 * JUDGED_AT_ONCE))
+    one.send(declare(1, b"") * (3 * JUDGED_AT_ONCE), answer=False)
+    data = bytearray(call(1, DECLARE_OK, b"amq.gen-q", 0, 0) * (3 * JUDGED_AT_ONCE))
     done = one.session.broker_data(data, 0, len(data))
     assert 0 < done < len(data)
     assert one.session.broker_tired

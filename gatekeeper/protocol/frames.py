@@ -41,7 +41,7 @@ class Names:
 
     Open addressing, at most 16 steps. Where a new name finds no place within those, another
     has to go: what is forgotten is only asked again, so that names which a client has chosen to
-    collide cost no more than others. It doubles when it is half full; whoever adds keeps count.
+    collide cost no more than others. It doubles when it is a third full; whoever adds keeps count.
 
     # INVARIANT: a name is found only if all of its bytes are there, never by its hash.
     """
@@ -76,7 +76,7 @@ class Names:
         if self.find(name, 0, len(name)):
             return False
         old = self.slots
-        if self.count * 2 >= len(old):
+        if self.count * 3 >= len(old):
             self.slots = [None] * (len(old) * 2)
             self.count = 0
             for other in old:

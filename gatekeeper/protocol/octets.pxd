@@ -29,24 +29,29 @@ cdef extern from *:
         return 1;
     }
 
-    /* Multiply and fold, so that low and high bits both count. It need not withstand chosen
-       names: see frames.Names. */
-    static inline Py_ssize_t octets_hash(const unsigned char *raw, Py_ssize_t a, Py_ssize_t b)
+    /* Every octet must sway the low bits: names differ in their last ones. It need not withstand
+       chosen names: see frames.Names. */
+    static inline uint64_t octets_mix(uint64_t h, uint64_t x)
     {
         const uint64_t k = UINT64_C(0x9E3779B97F4A7C15);
+        x *= k; /* a product's low bits know of low bits only, so its high ones are folded in */
+        h = (h ^ x ^ x >> 32) * k;
+        return h ^ h >> 29;
+    }
+
+    static inline Py_ssize_t octets_hash(const unsigned char *raw, Py_ssize_t a, Py_ssize_t b)
+    {
         const unsigned char *p = raw + a;
         Py_ssize_t n = b - a;
         uint64_t h = (uint64_t)n, x;
         for (; n >= 8; n -= 8, p += 8) {
             memcpy(&x, p, 8);
-            h = (h ^ x) * k;
-            h ^= h >> 32;
+            h = octets_mix(h, x);
         }
         if (n) {
             for (x = 0; n > 0; n--, p++)
                 x = x << 8 | *p;
-            h = (h ^ x) * k;
-            h ^= h >> 32;
+            h = octets_mix(h, x);
         }
         return (Py_ssize_t)(h & 0x7FFFFFFF);
     }

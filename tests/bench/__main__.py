@@ -54,6 +54,7 @@ PLANS = (
     *(Plan("fifty", "sink", streams.deliver(size, 50)) for size in SIZES),
     Plan("topic", "sink", streams.publish(streams.topical(64))),
     Plan("user-id", "sink", streams.publish(streams.own_name(64))),
+    Plan("topic", "sink", streams.publish(streams.copied(64))),
     Plan("slow", "sink", streams.publish_slowly(streams.judged(64))),
     Plan("tls", "sink", streams.publish(streams.encrypted(1024))),
     Plan("tls", "sink", measures.handshakes("sink", tls=True)),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from gatekeeper.protocol.channels import MAX_REMEMBERED
 from tests.bench import wire
 from tests.bench.client import PASSWORD, USER, Client
 from tests.bench.measures import Measure, Metric, Reading, Scale, Span, transfer_metrics
@@ -78,11 +79,19 @@ def topical(size: int, keys: int = KEYS) -> Stream:
     return Stream(title, unit, keys, user=TOPICAL)
 
 
-def judged(size: int) -> Stream:
-    """Each leaves the fast lane: under a topic rule, the routing keys of a CC header count."""
+def copied(size: int) -> Stream:
+    """Under a topic rule the routing keys of a CC header count too."""
     unit = wire.publish(1, size, TOPIC, b"k.a", headers={"CC": ["k.b"]})
     title = f"publish {title_of(size)}, topic rule, CC header"
-    return Stream(title, unit, user=TOPICAL, share=_SLOW_SHARE)
+    return Stream(title, unit, user=TOPICAL)
+
+
+def judged(size: int) -> Stream:
+    """Each leaves the fast lane: so many keys in turn that none is remembered when it comes again."""
+    many = MAX_REMEMBERED + KEYS
+    unit = b"".join(wire.publish(1, size, TOPIC, b"k.new.%d" % n) for n in range(many))
+    title = f"publish {title_of(size)}, topic rule, new keys"
+    return Stream(title, unit, many, user=TOPICAL, share=_SLOW_SHARE)
 
 
 def publish(stream: Stream) -> Measure:

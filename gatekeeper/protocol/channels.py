@@ -124,6 +124,11 @@ class Fifo(Generic[T]):
 
 
 class ChannelState(Channel):
+    """allowed: checks that were granted. topical: an exchange that may be written to, and where the
+    routing key matters. named_before: payloads of granted queue.declare, with what they mean.
+    declares and the like: what the broker has not answered.
+    """
+
     __slots__ = (
         "allowed",
         "changing",
@@ -135,6 +140,7 @@ class ChannelState(Channel):
         "exchange_deletes",
         "last_declare",
         "named_before",
+        "topical",
         "view",
     )
 
@@ -145,6 +151,7 @@ class ChannelState(Channel):
         self.content: Content | None = None
         self.allowed: set[Check] | frozenset[Check] = _NOTHING
         self.named_before: dict[bytes, QueueDeclared] | None = None
+        self.topical: bytes | None = None
         self.declares: Fifo[PendingDeclare] = Fifo()
         self.last_declare: PendingDeclare | None = None
         self.exchange_declares: Fifo[PendingExchange] = Fifo()
@@ -162,6 +169,7 @@ class ChannelState(Channel):
         self.forget()
         self.allowed = _NOTHING
         self.named_before = None
+        self.topical = None
 
     def allow(self, check: Check) -> bool:
         """Remember that it was granted; False if that was known."""

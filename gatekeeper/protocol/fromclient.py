@@ -90,7 +90,7 @@ class ClientFrames:
             self._judging.steps = None
 
     def granted(self, number: int, exchange: bytes, key: bytes) -> bool:
-        """May the channel publish to ``exchange`` with the routing key ``key``? Then it is approved.
+        """May the channel publish to ``exchange`` with the routing key? Then that is approved.
 
         A denial, an answer that is still to come, and whatever else is not simply yes, is False:
         :meth:`frame` will find the same, in RabbitMQ's order. All else about the publish is in
@@ -98,18 +98,20 @@ class ClientFrames:
         """
         session = self._s
         channel, policy = session.channels[number], session.policy
-        if not self._allowed(channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)):
-            return False
-        if not policy.topic_rule(exchange):
-            new = channel.approve_exchange(exchange)
-        else:
-            if channel.changing is not None and exchange in channel.changing:
-                return False  # see _settled
-            decision = policy.check(TopicAccess(Permission.WRITE, exchange, key))
-            if decision is None or not decision.allowed:
+        if channel.topical != exchange:
+            if not self._allowed(channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)):
                 return False
-            new = channel.approve_key(shortstr(exchange) + shortstr(key))
-        if new:
+            if not policy.topic_rule(exchange):
+                if channel.approve_exchange(exchange):
+                    session.remembered()
+                return True
+        if channel.changing is not None and exchange in channel.changing:
+            return False  # see _settled
+        decision = policy.check(TopicAccess(Permission.WRITE, exchange, key))
+        if decision is None or not decision.allowed:
+            return False
+        channel.topical = exchange  # before what may end in forgetting it
+        if channel.approve_key(shortstr(exchange) + shortstr(key)):
             session.remembered()
         return True
 

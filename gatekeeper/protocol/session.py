@@ -40,10 +40,10 @@ from gatekeeper.protocol.states import (
 from gatekeeper.protocol.wire import close_method
 
 JUDGED_AT_ONCE = 256
-"""Frames that are judged by the readable code before other connections get their turn, one
-counting as much as JUDGED questions of the scanner: about a millisecond's work. Frames of the fast
-lane do not count, a whole chunk of them takes less."""
-JUDGED = 4
+"""Work of the readable code before other connections get their turn: about a millisecond. A frame
+that is judged counts JUDGED, a question of the scanner ASKED. Frames of the fast lane do not count,
+a whole chunk of them takes less."""
+JUDGED, ASKED = 4, 2
 ASKED_AT_ONCE = 8
 """Questions of the scanner about one publish; one that leads to more is judged as a whole."""
 
@@ -162,7 +162,7 @@ class Session:
                 self.client_stalled = self.client_tired = True
                 break
             if self.lane.stop == ASK:
-                judged += 1
+                judged += ASKED
                 asked = asked + 1 if pos == at else 1
                 at = pos
                 if asked <= ASKED_AT_ONCE and self._granted((buf[pos + 1] << 8) | buf[pos + 2]):
@@ -244,10 +244,10 @@ class Session:
             pos = scan_broker(self.lane, buf, pos, end)
             if self.lane.stop == NEED_MORE:
                 break
-            judged += 1
-            if judged > JUDGED_AT_ONCE:
+            if judged >= JUDGED_AT_ONCE:
                 self.broker_stalled = self.broker_tired = True
                 break
+            judged += JUDGED
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
             mark = len(self.to_client)

@@ -87,7 +87,7 @@ def copied(size: int) -> Stream:
 
 
 def judged(size: int) -> Stream:
-    """Each leaves the fast lane: too many keys in turn for one to be remembered until it returns."""
+    """Each leaves the fast lane: too many keys in turn to be remembered until they return."""
     many = MAX_REMEMBERED + KEYS
     unit = b"".join(wire.publish(1, size, TOPIC, b"k.new.%d" % n) for n in range(many))
     title = f"publish {title_of(size)}, topic rule, new keys"

@@ -305,9 +305,8 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         if raw[past - 1] != 0xCE:
             return pos
         q = h + 7
-        if octets.long_at(raw, q) != 60 << 16 or octets.long_at(
-            raw, q + 4
-        ):  # class, weight; size beyond 32 bits
+        # Class 60, weight 0; the high half of the body size.
+        if octets.long_at(raw, q) != 60 << 16 or octets.long_at(raw, q + 4):
             return pos
         body = octets.long_at(raw, q + 8)
         if body > lane.body_max:

@@ -47,6 +47,12 @@ def header_with(*, flags: int, rest: bytes = b"") -> bytes:
     return flags.to_bytes(2, "big") + rest
 
 
+def copies(*keys: bytes, name: bytes = b"CC") -> bytes:
+    """Flags and properties of a message with routing keys in a header."""
+    values: wire.Value = ("A", [("S", key) for key in keys])
+    return b"\x20\x00" + wire.longstr(wire.table([(name, values)]))
+
+
 def script(seed: int) -> bytes:
     """A random session: mostly sane, with refusals, oddities and a rare protocol error."""
     rnd = random.Random(seed)
@@ -68,6 +74,9 @@ def script(seed: int) -> bytes:
                         b"\x10\x01\x02",
                         b"\x00\x10" + wire.shortstr(b"alice"),
                         b"\x20\x00" + wire.longstr(wire.table([(b"a", ("t", True))])),
+                        copies(b"k"),
+                        copies(b"k2", b"no", b"k3"),
+                        copies(*(b"k%d" % n for n in range(rnd.randrange(20)))),
                     )
                 ),
                 parts=rnd.choice((1, 1, 2, 3)),
@@ -77,9 +86,10 @@ def script(seed: int) -> bytes:
         elif kind < 0.65:
             data += wire.frame(8, 0, b"")
         elif kind < 0.72:
-            data += call(n, (50, 10), 0, name, rnd.choice((0, 1, 16, 17)), b"")
+            one = call(n, (50, 10), 0, name, rnd.choice((0, 1, 16, 17)), b"")
+            data += one * rnd.choice((1, 1, 3))
         elif kind < 0.78:
-            data += call(n, (60, 70), 0, name, 0)
+            data += call(n, (60, 70), 0, name, 0) * rnd.choice((1, 3))
         elif kind < 0.84:
             data += publish(n, name, rnd.choice((b"k", b"no")), parts=2)
         elif kind < 0.90:
@@ -317,3 +327,214 @@ def test_a_pair_has_one_spelling() -> None:
         lane.channels[1] = channel
         data = publish(1, b"ab", b"c")
         assert scanner.scan_client(lane, bytearray(data), 0, len(data)) == 0
+
+
+# --- the set of names ---
+
+
+@both
+@settings(max_examples=200, deadline=None)
+@given(names=st.lists(st.binary(max_size=20), max_size=80), others=st.lists(st.binary(max_size=20)))
+def test_names_hold_what_was_added_and_nothing_else(
+    scanner: ModuleType, names: list[bytes], others: list[bytes]
+) -> None:
+    held, added = scanner.Names(), set()
+    for name in names:
+        assert held.add(name) is (name not in added)
+        added.add(name)
+        assert len(held) == len(added)
+    for name in [*names, *others]:
+        padded = b"<" + name + b">"
+        assert held.find(padded, 1, 1 + len(name)) is (name in added)
+
+
+@both
+def test_names_that_share_their_beginning_are_spread(scanner: ModuleType) -> None:
+    """A few may have pushed out others; most must be found, or the fast lane is none."""
+    held = scanner.Names()
+    names = [b"\x09amq.topic\x06k.%d" % n for n in range(20_000)]
+    for name in names:
+        held.add(name)
+    assert sum(held.find(name, 0, len(name)) for name in names) > 19_900
+
+
+def test_names_that_collide_push_each_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PLAIN.octets, "hash_of", lambda _raw, _a, _b: 7)
+    held = PLAIN.Names()
+    names = [b"%d" % n for n in range(100)]
+    for name in names:
+        held.add(name)
+        assert held.find(name, 0, len(name))
+    found = sum(held.find(name, 0, len(name)) for name in names)
+    assert 16 <= found <= len(held) <= len(names)
+    assert not held.find(b"none", 0, 4)
+
+
+# --- routing keys in headers ---
+
+ROUTE = st.sampled_from([b"k", b"k2", b"k3", b"", b"x" * 255, b"x" * 256])
+ELEMENT = st.one_of(st.tuples(st.just("S"), ROUTE), st.sampled_from([("t", True), ("V", None)]))
+ENTRY = st.tuples(
+    st.sampled_from([b"CC", b"BCC", b"cc", b"XCC", b"BC", b"a"]),
+    st.one_of(
+        st.tuples(st.just("A"), st.lists(ELEMENT, max_size=4)),
+        st.sampled_from([("S", b"k"), ("V", None), ("F", {b"CC": ("S", b"k9")}), ("d", 1.5)]),
+    ),
+)
+
+
+@both
+@settings(max_examples=500, deadline=None)
+@given(
+    entries=st.lists(ENTRY, max_size=4),
+    approved=st.sets(st.sampled_from([b"k", b"k2", b"k3", b"", b"x" * 255])),
+    cut=st.integers(-2, 0),
+    whole=st.booleans(),
+)
+def test_a_header_passes_only_with_routes_that_are_approved(
+    scanner: ModuleType, entries: list[tuple[bytes, wire.Value]], approved: set[bytes],
+    cut: int, whole: bool,
+) -> None:  # fmt: skip
+    """What passes, and what is asked, is measured by the strict reader."""
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    lane.channels[1] = channel = scanner.Channel()
+    for key in approved:
+        channel.approve_key(b"\x01t" + wire.shortstr(key))
+    table = wire.table(entries)
+    properties = b"\x20\x00" + wire.longstr(table[: len(table) + cut] if cut else table)
+    if whole:
+        properties = properties[:1] + b"\x08" + properties[2:] + b"\x03app"
+    unit = publish(1, b"t", b"k", b"", properties=properties)
+    done = scanner.scan_client(lane, bytearray(unit), 0, len(unit))
+    try:
+        read = wire.read_properties(properties)
+    except wire.WireError:
+        # Passed on, the broker refuses it; but the gate never asks about what cannot be read.
+        assert lane.stop != scanner.ASK or lane.key != b"k"
+        return
+    routes = [b"k"]
+    for found in (read.cc, read.bcc):
+        routes += found if isinstance(found, list) else []
+    if done == len(unit):
+        assert set(routes) <= approved
+        assert not isinstance(read.cc, str)
+        assert not isinstance(read.bcc, str)
+    elif lane.stop == scanner.ASK:
+        arrays = [
+            value[1]
+            for key, value in entries
+            if key in (b"CC", b"BCC") and isinstance(value[1], list)
+        ]
+        asked = {route for array in arrays for kind, route in array if kind == "S"}
+        assert lane.exchange == b"t"
+        assert lane.key in asked | {b"k"}
+        assert lane.key not in approved
+
+
+@both
+def test_what_is_not_approved_is_asked(scanner: ModuleType) -> None:
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    lane.channels[1] = channel = scanner.Channel()
+    unit = bytearray(publish(1, b"t", b"k", properties=copies(b"c", name=b"BCC")))
+    asked = []
+    while scanner.scan_client(lane, unit, 0, len(unit)) == 0:
+        assert lane.stop == scanner.ASK
+        asked.append((lane.exchange, lane.key))
+        channel.approve_key(wire.shortstr(lane.exchange) + wire.shortstr(lane.key))
+    assert asked == [(b"t", b"k"), (b"t", b"c")]
+
+
+# --- the same publish again ---
+
+
+def frame_by_frame(scanner: ModuleType, lane: object, channel: object, data: bytearray) -> int:
+    """How far the scanner gets where it never sees two publishes in one scan."""
+    pos = 0
+    while pos < len(data):
+        channel.unit = None  # type: ignore[attr-defined]
+        for end in range(pos + 8, len(data) + 1):
+            done = scanner.scan_client(lane, data, pos, end)
+            if done > pos or lane.stop != scanner.NEED_MORE:  # type: ignore[attr-defined]
+                break
+        if done == pos:
+            return pos
+        pos = done
+    return pos
+
+
+@both
+@settings(max_examples=300, deadline=None)
+@given(
+    bodies=st.lists(st.sampled_from([b"", b"a", b"bb", b"c" * 300]), min_size=2, max_size=4),
+    parts=st.lists(st.integers(1, 3), min_size=4, max_size=4),
+    flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=2),
+    keyed=st.booleans(),
+)
+def test_a_repeated_publish_passes_if_it_would_have_alone(
+    scanner: ModuleType, bodies: list[bytes], parts: list[int],
+    flips: list[tuple[int, int]], keyed: bool,
+) -> None:  # fmt: skip
+    data = bytearray()
+    for body, count in zip(bodies, parts, strict=False):
+        data += publish(1, b"ok", b"k", body, properties=b"\x00\x10\x05alice", parts=count)
+    first = len(publish(1, b"ok", b"k", bodies[0], properties=b"\x00\x10\x05alice", parts=parts[0]))
+    for at, value in flips:
+        data[first + at % (len(data) - first)] = value
+    ends = []
+    for alone in (False, True):
+        lane = scanner.Lane(4096, 400, b"alice")
+        lane.channels[1] = channel = scanner.Channel()
+        if keyed:
+            channel.approve_key(b"\x02ok\x01k")
+        else:
+            channel.approve_exchange(b"ok")
+        if alone:
+            end = frame_by_frame(scanner, lane, channel, data)
+        else:
+            end = scanner.scan_client(lane, data, 0, len(data))
+        ends.append((end, lane.stop, channel.expect, channel.remaining))
+    assert ends[0] == ends[1]
+
+
+@both
+def test_nothing_passes_after_its_approval_is_forgotten(scanner: ModuleType) -> None:
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    lane.channels[1] = channel = scanner.Channel()
+    get = call(1, (60, 70), 0, b"q", 1)
+    data = bytearray(publish(1) * 2)
+    channel.approve_exchange(b"ok")
+    channel.approve_method(get[7:-1])
+    assert scanner.scan_client(lane, data, 0, len(data)) == len(data)
+    assert scanner.scan_client(lane, bytearray(get), 0, len(get)) == len(get)
+    channel.forget()
+    assert scanner.scan_client(lane, data, 0, len(data)) == 0
+    assert scanner.scan_client(lane, bytearray(get), 0, len(get)) == 0
+
+
+# --- answers to queue.declare ---
+
+
+@both
+@pytest.mark.parametrize(
+    ("named", "frame", "passes"),
+    [
+        (0, call(1, (50, 11), b"q", 0, 0), False),
+        (1, call(1, (50, 11), b"q", 0, 0), True),
+        (1, call(1, (50, 11), b"r", 0, 0), False),
+        (1, call(1, (50, 11), b"qq", 0, 0), False),
+        (2, call(1, (50, 11), b"r", 0, 0), True),
+        (2, call(2, (50, 11), b"q", 0, 0), False),
+        (1, wire.method(1, 50, 11, b"\x01q" + bytes(7)), False),
+        (2, wire.method(1, 50, 11, b"\x01q" + bytes(9)), False),
+        (2, wire.method(1, 50, 11), False),
+    ],
+)
+def test_declares_are_answered_past_the_session(
+    scanner: ModuleType, named: int, frame: bytes, passes: bool
+) -> None:
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    lane.channels[1] = channel = scanner.Channel()
+    channel.named, channel.queue = named, b"q"
+    done = scanner.scan_broker(lane, bytearray(frame), 0, len(frame))
+    assert done == (len(frame) if passes else 0)
+    assert channel.named == named - passes

@@ -7,9 +7,11 @@ import struct
 import pytest
 
 from gatekeeper.errors import AmqpError, ReplyCode
+from gatekeeper.model import Check, Permission, TopicAccess
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.checks import Context
-from gatekeeper.protocol.session import JUDGED_AT_ONCE
+from gatekeeper.protocol.frames import scan_client
+from gatekeeper.protocol.session import ASKED_AT_ONCE, JUDGED_AT_ONCE
 from gatekeeper.protocol.states import State
 from tests.protocol.dialogue import Dialogue, Policy, call, open_channel, publish
 
@@ -633,3 +635,142 @@ def test_answers_of_the_broker_take_turns_too(one: Dialogue) -> None:
     assert 0 < done < len(data)
     assert one.session.broker_tired
     assert len(b"".join(one.session.to_client)) == done
+
+
+# --- what is granted once ---
+
+GET = call(1, (60, 70), 0, b"q", 1)
+
+
+def asked(one: Dialogue, data: bytes) -> list[Check]:
+    one.policy.asked.clear()
+    one.send(data)
+    return list(one.policy.asked)
+
+
+def topical() -> Dialogue:
+    one = Dialogue(Policy(topics={b"t"}))
+    one.send(open_channel(1))
+    return one
+
+
+def with_routes(*keys: bytes, name: bytes = b"CC") -> bytes:
+    values: wire.Value = ("A", [("S", key) for key in keys])
+    return b"\x20\x00" + wire.longstr(wire.table([(name, values)]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        GET,
+        call(1, (50, 30), 0, b"q", 0),
+        declare(1, b"q"),
+        declare(1, b"q", bits=1),
+        publish(1),
+        publish(1, b"t", b"k"),
+        publish(1, b"t", b"k", properties=with_routes(b"c", b"d", name=b"BCC")),
+    ],
+    ids=["get", "purge", "declare", "passive", "publish", "topic", "routes"],
+)
+def test_what_was_granted_is_asked_again_when_the_policy_has_changed(data: bytes) -> None:
+    one = topical()
+    first = asked(one, data)
+    assert first
+    assert asked(one, data * 3) == []
+    one.epoch.bump()
+    assert asked(one, data) == first
+    one.policy.denied = {b"q", b"ok", b"t"}
+    one.epoch.bump()
+    one.send(data)
+    assert [close[1] for close in one.closes()] == [403]
+
+
+def test_a_get_that_names_no_queue_is_judged_each_time() -> None:
+    one = topical()
+    one.send(declare(1, b"q") + call(1, (60, 70), 0, b"", 1) * 2)
+    assert [fields[1] for _, name, fields in one.broker.methods if name == (60, 70)] == [b"q"] * 2
+    one.send(declare(1, b"other") + call(1, (60, 70), 0, b"", 1))
+    assert one.broker.methods[-1][2][1] == b"other"
+
+
+def test_each_new_routing_key_is_one_question() -> None:
+    one = topical()
+    asked(one, publish(1, b"t", b"k0"))
+    found = asked(one, b"".join(publish(1, b"t", b"k%d" % n) for n in range(5)))
+    assert found == [TopicAccess(Permission.WRITE, b"t", b"k%d" % n) for n in range(1, 5)]
+
+
+def test_a_denied_route_is_refused_whatever_was_granted_before() -> None:
+    one = topical()
+    good = publish(1, b"t", b"k", properties=with_routes(b"c"))
+    one.send(good * 2 + publish(1, b"t", b"k", b"bad", properties=with_routes(b"c", b"no")))
+    text = "write access to topic 'no' in exchange 't'"
+    assert one.closes() == [refusal(text, (60, 40))]
+    assert one.bodies() == [b"hello"] * 2
+
+
+def test_many_new_routes_are_judged_as_a_whole_and_remembered_over_time() -> None:
+    one = topical()
+    keys = [b"c%d" % n for n in range(3 * ASKED_AT_ONCE)]
+    data = publish(1, b"t", b"k", properties=with_routes(*keys))
+    counts = [len(asked(one, data)) for _ in range(6)]
+    assert counts[0] > len(keys)
+    assert counts[-1] == 0
+    assert one.bodies() == [b"hello"] * 6
+
+
+def test_a_key_is_not_granted_while_its_exchange_is_changing() -> None:
+    one = topical()
+    one.send(publish(1, b"t", b"k"))
+    change = call(1, (40, 10), 0, b"t", b"topic", 0, b"")
+    one.send(change + publish(1, b"t", b"k9", b"late"), answer=False)
+    assert one.bodies() == [b"hello"]
+    assert one.session.client_stalled
+
+
+# --- declares again ---
+
+
+def test_a_repeated_declare_is_the_last_queue_again() -> None:
+    one = topical()
+    one.send(
+        declare(1, b"q1") + declare(1, b"q2") + declare(1, b"q1") + call(1, (50, 30), 0, b"", 0)
+    )
+    assert one.broker.methods[-1][2][1] == b"q1"
+
+
+def test_repeated_and_server_named_declares_in_one_segment() -> None:
+    """Each answer belongs to its own declare, however many come before it."""
+    one = topical()
+    one.send(declare(1, b"q"))
+    purge = call(1, (50, 30), 0, b"", 0)
+    data = declare(1, b"q") * 2 + declare(1, b"") + declare(1, b"q") + declare(1, b"") + purge
+    one.send(data, answer=False)
+    for name in (b"q", b"q", b"amq.gen-1", b"q", b"amq.gen-2"):
+        one.reply(call(1, DECLARE_OK, name, 0, 0))
+    one.send(b"", answer=False)
+    assert one.broker.methods[-1][1:] == ((50, 30), (0, b"amq.gen-2", 0))
+    one.send(declare(1, b"q") + purge)
+    assert one.broker.methods[-1][2][1] == b"q"
+
+
+def test_the_broker_may_rename_a_queue_at_any_declare_of_it() -> None:
+    one = topical()
+    one.send(declare(1, b"q"))
+    one.send(declare(1, b"q") * 2, answer=False)
+    one.reply(call(1, DECLARE_OK, b"q", 0, 0) + call(1, DECLARE_OK, b"q shard", 0, 0))
+    one.send(call(1, (50, 30), 0, b"", 0))
+    assert one.broker.methods[-1][2][1] == b"q shard"
+    one.send(declare(1, b"q"), answer=False)
+    one.send(declare(1, b""), answer=False)
+    one.reply(call(1, DECLARE_OK, b"q shard", 0, 0) + call(1, DECLARE_OK, b"amq.gen-1", 0, 0))
+    one.send(call(1, (50, 30), 0, b"", 0))
+    assert one.broker.methods[-1][2][1] == b"amq.gen-1"
+
+
+def test_an_impersonators_user_ids_need_no_judgement() -> None:
+    one = Dialogue(context=Context(b"/", b"alice", impersonator=True))
+    one.send(open_channel(1))
+    one.send(publish(1))
+    other = bytearray(publish(1, properties=b"\x00\x10\x03bob") * 2)
+    assert scan_client(one.session.lane, other, 0, len(other)) == len(other)

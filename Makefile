@@ -74,7 +74,7 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.runtime
 
 # Without Cython (a plain `make run`) or a compiler the scanner stays plain Python, and says so.
-$(VENV)/.compiled: gatekeeper/protocol/frames.py gatekeeper/protocol/frames.pxd gatekeeper/_compile.py | $(VENV)/.runtime
+$(VENV)/.compiled: gatekeeper/protocol/frames.py $(wildcard gatekeeper/protocol/*.pxd) gatekeeper/_compile.py | $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "cython>=3.1,<4"
 	$(BIN)/python -m gatekeeper._compile --inplace
 	@touch $@

@@ -9,12 +9,16 @@ ctypedef const unsigned char* p_uchar
 @cython.final
 cdef class Names:
     cdef public Py_ssize_t count
-    cdef public list slots
-    @cython.locals(slots=list, mask=Py_ssize_t, at=Py_ssize_t, left=cython.int, name=bytes)
+    cdef public bytearray arena
+    cdef public bytearray places
+    cpdef _clear(self)
+    @cython.locals(places=p_uchar, arena=p_uchar, mask=Py_ssize_t, at=Py_ssize_t, p=Py_ssize_t, left=cython.int)
     cpdef bint find(self, const unsigned char* raw, Py_ssize_t a, Py_ssize_t b) noexcept
     cpdef bint add(self, bytes name)
-    @cython.locals(slots=list, mask=Py_ssize_t, first=Py_ssize_t, at=Py_ssize_t, left=cython.int)
-    cdef _place(self, bytes name)
+    @cython.locals(old=bytearray, p=Py_ssize_t, past=Py_ssize_t)
+    cdef bint _double(self) except -1
+    @cython.locals(mask=Py_ssize_t, at=Py_ssize_t, left=cython.int)
+    cdef bint _place(self, bytes entry) except -1
 
 cdef class Channel:
     cdef public int mode

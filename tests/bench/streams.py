@@ -101,8 +101,8 @@ def publish(stream: Stream) -> Measure:
     def measure(route: Route, scale: Scale) -> Iterator[Reading]:
         if stream.tls and not route.tls_port:
             return
-        unit, groups = stream.unit, stream.connections * stream.messages * len(stream.unit)
-        count = max(1, scale.transfer_bytes // stream.share // groups * stream.messages)
+        unit = stream.unit
+        count = max(1, scale.transfer_bytes // stream.share // (stream.connections * len(unit)))
         total = count * len(unit)
         with ExitStack() as stack:
             clients = [

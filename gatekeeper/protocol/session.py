@@ -90,6 +90,11 @@ class SessionPolicy(Protocol):
     def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None: ...
 
 
+def _user_id(context: Context) -> bytes | None:
+    """The user-id that the scanner need not judge; None: any."""
+    return None if context.impersonator else context.username
+
+
 class Session:
     """See the head of this file.
 
@@ -107,15 +112,14 @@ class Session:
         channel_max: int,
         cancel_notify: bool = True,
     ) -> None:
-        self.context = context
+        self._context = context
         self.policy = policy
         self.epoch = epoch
         self.channel_max = channel_max
         self.cancel_notify = cancel_notify
         limit = context.max_message_size
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
-        user_id = None if context.impersonator else context.username
-        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, user_id)
+        self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, _user_id(context))
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
         self.swallow_close_ok: set[int] | None = None
         self.state = State.RUNNING
@@ -133,6 +137,17 @@ class Session:
         self._waited = False
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
+
+    @property
+    def context(self) -> Context:
+        return self._context
+
+    @context.setter
+    def context(self, context: Context) -> None:
+        """The user's tags may change in a connection's life: what was approved under them goes."""
+        self._context = context
+        self.lane.username = _user_id(context)
+        self._forget_approvals()
 
     def among(self, *states: State) -> bool:
         return self.state in states

@@ -774,3 +774,14 @@ def test_an_impersonators_user_ids_need_no_judgement() -> None:
     one.send(publish(1))
     other = bytearray(publish(1, properties=b"\x00\x10\x03bob") * 2)
     assert scan_client(one.session.lane, other, 0, len(other)) == len(other)
+
+
+def test_who_is_no_impersonator_any_more_is_refused_what_passed_before() -> None:
+    one = Dialogue(context=Context(b"/", b"alice", impersonator=True))
+    as_bob = publish(1, properties=b"\x00\x10\x03bob")
+    one.send(open_channel(1) + as_bob * 3)
+    assert one.closes() == []
+    one.session.context = Context(b"/", b"alice")
+    one.send(publish(1) + as_bob)
+    assert [close[1] for close in one.closes()] == [406]
+    assert len(one.bodies()) == 4

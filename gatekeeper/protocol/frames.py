@@ -5,16 +5,20 @@ gives Cython the types, so the same source also runs at a few nanoseconds a fram
 
 * No object per frame. The answer is an offset: everything before it may go out in one write.
 * The fast lane knows only what needs no thought: heartbeats, content bodies, acknowledgements,
-  and a ``basic.publish`` whose exchange (or exchange and routing key) this channel has been
-  granted, taken together with its content header, because user-id and CC/BCC live there and
-  after the method alone has gone out it could not be refused any more. A user-id that is the
-  user's own name, and headers without CC and BCC, are seen to be harmless here.
+  methods that were granted octet by octet, and a ``basic.publish`` whose exchange (or exchange and
+  routing keys) this channel has been granted, taken together with its content header, because
+  user-id and CC/BCC live there and after the method alone has gone out it could not be refused any
+  more. A user-id that is the user's own name is seen to be harmless here.
+* A publish that repeats the last one, but for the body, passes by comparison with it.
+* A publish that lacks nothing but one grant is not taken apart elsewhere: the session is asked for
+  the grant (``ASK``), remembers it here, and has the same octets scanned again.
 * Whatever is odd (a state, a size, a flag, an unknown method) is not judged here. The scanner
   stops in front of it and ``session.py`` decides in readable Python.
 
 # INVARIANT: bytes before the returned offset are complete frames, correctly terminated, legal
 # in their channel's state, and authorised under the approvals of the channel as they stand.
 
+Longer than other files: what is compiled together calls itself without Python in between.
 Layouts: AMQP 0-9-1 section 4.2 (frames), 2.3.5.2 (content header).
 """
 

@@ -70,14 +70,18 @@ class Identity:
     """An authenticated user.
 
     username: after authentication; a backend may have renamed the user.
-    tags: as they were at login (RabbitMQ never refreshes them on a live connection).
+    tags: those in force, of all backends together.
     grants: per authorisation backend (by RabbitMQ module name), in configured order, its own
         opaque state for this user. Every one of them must allow.
+    tag_sources: backends (by name) that tell the user's tags at any time.
+    fixed_tags: what the others said at login.
     """
 
     username: bytes
     tags: frozenset[str] = frozenset()
     grants: tuple[tuple[str, object], ...] = ()
+    tag_sources: tuple[str, ...] = field(default=(), compare=False)
+    fixed_tags: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

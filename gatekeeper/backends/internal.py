@@ -53,6 +53,7 @@ def _unreadable(answer: _A) -> Callable[[Callable[_P, _T]], Callable[_P, _T | _A
 _log = structlog.get_logger(__name__)
 _NO_LOGIN: LoginAnswer = Failed(UNREADABLE)
 _NO_ACCESS = Verdict(False, error=UNREADABLE)
+_UNTAGGED: frozenset[str] = frozenset()
 
 
 class InternalBackend:
@@ -176,6 +177,11 @@ class InternalBackend:
             return Verdict(True, "no topic permissions are set on this exchange")
         return check_topic(permissions, permission, routing_key, variables)
 
+    @_unreadable(_UNTAGGED)
+    def tags_now(self, username: bytes) -> frozenset[str]:
+        user = self._store.user(username)
+        return _UNTAGGED if user is None else _tags(user)
+
     def _existing(self, name: bytes) -> LoginAnswer:
         user = self._store.user(name)
         return Refused(_invalid_credentials(name)) if user is None else _accepted(user)
@@ -185,11 +191,12 @@ def _proof(user: User) -> tuple[int, bytes, str]:
     return user.incarnation, user.password_hash, user.algorithm
 
 
-_UNTAGGED: frozenset[str] = frozenset()
-
-
 def _accepted(user: User) -> Accepted:
-    return Accepted(user.name, frozenset(user.tags) if user.tags else _UNTAGGED)
+    return Accepted(user.name, _tags(user))
+
+
+def _tags(user: User) -> frozenset[str]:
+    return frozenset(user.tags) if user.tags else _UNTAGGED
 
 
 def _no_permissions(username: bytes, vhost: bytes) -> str:

@@ -11,6 +11,7 @@ whatever a backend may do (refuse, fail, raise, answer nonsense) into a refusal.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
@@ -40,6 +41,7 @@ from gatekeeper.policy.ports import (
     Failed,
     LoginAnswer,
     Refused,
+    TagSource,
     Verdict,
 )
 
@@ -62,6 +64,7 @@ class Pair:
     authn: AuthnBackend
     authz: tuple[AuthzBackend, ...]
     single: bool = False
+    tag_sources: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.authz:
@@ -70,6 +73,8 @@ class Pair:
         if self.single and [id(backend) for backend in self.authz] != [id(self.authn)]:
             # Any other backend must be asked whether the user may log in.
             raise ValueError(f"auth_backends: {self.authn.name} is not its own authorisation")
+        sources = {b.name: None for b in (self.authn, *self.authz) if isinstance(b, TagSource)}
+        object.__setattr__(self, "tag_sources", tuple(sources))
 
     @classmethod
     def of(cls, backend: _Both) -> Pair:
@@ -127,10 +132,14 @@ class Engine:
         self._exchange_types = exchange_types
         self._loopback_users = frozenset(loopback_users)
         self._authz: dict[str, AuthzBackend] = {}
+        self._tag_sources: dict[str, TagSource] = {}
         for pair in self._pairs:
             for backend in pair.authz:
                 if self._authz.setdefault(backend.name, backend) is not backend:
                     raise ValueError(f"two authorisation backends are named {backend.name}")
+            for source in (pair.authn, *pair.authz):
+                if isinstance(source, TagSource):
+                    self._tag_sources.setdefault(source.name, source)
 
     # -- login ---------------------------------------------------------------------------
 
@@ -170,7 +179,8 @@ class Engine:
             return accepted
         if pair.single:
             grants = ((pair.authn.name, accepted.state),)
-            return Identity(accepted.username, accepted.tags, grants)
+            fixed = _fixed(pair.authn, accepted)
+            return Identity(accepted.username, accepted.tags, grants, pair.tag_sources, fixed)
         return await self._authorize(pair, accepted, credentials, peer)
 
     @staticmethod
@@ -183,6 +193,7 @@ class Engine:
         error" text and give up the chain (try_authorize folds into a clause that is missing).
         """
         username, tags = authenticated.username, authenticated.tags
+        fixed = _fixed(pair.authn, authenticated)
         grants: list[tuple[str, object]] = []
         for left, backend in reversed(tuple(enumerate(pair.authz))):
             answer: LoginAnswer = await _settled(
@@ -194,8 +205,22 @@ class Engine:
                     raise _InternalError(accepted.reason)
                 return accepted
             tags |= accepted.tags
+            fixed |= _fixed(backend, accepted)
             grants.insert(0, (backend.name, accepted.state))
-        return Identity(username, tags, tuple(grants))
+        return Identity(username, tags, tuple(grants), pair.tag_sources, fixed)
+
+    def refreshed(self, identity: Identity) -> Identity:
+        """The same user with the tags of now; to be called when the epoch has changed.
+
+        RabbitMQ keeps those of the login. A source that fails gives none: a tag only adds rights.
+        """
+        if not identity.tag_sources:
+            return identity
+        tags = identity.fixed_tags
+        for name in identity.tag_sources:
+            with contextlib.suppress(Exception):
+                tags |= self._tag_sources[name].tags_now(identity.username)
+        return identity if tags == identity.tags else replace(identity, tags=tags)
 
     # -- access --------------------------------------------------------------------------
 
@@ -392,6 +417,11 @@ _NOT_A_TOPIC = Decision(True, "not a topic exchange: topic permissions do not ap
 
 async def _settled(answer: _T | Awaitable[_T]) -> _T:
     return await answer if isinstance(answer, Awaitable) else answer
+
+
+def _fixed(backend: object, accepted: Accepted) -> frozenset[str]:
+    """The tags that stay as they were at login."""
+    return frozenset() if isinstance(backend, TagSource) else accepted.tags
 
 
 def _user(identity: Identity, state: object) -> AuthUser:

@@ -122,6 +122,21 @@ class ExpiringBackend(Protocol):
         """New credentials for a user that is logged in; only asked where the old ones end."""
 
 
+@runtime_checkable
+class TagSource(Protocol):
+    """What a backend adds that knows a user's tags at any time, at once and without I/O.
+
+    RabbitMQ takes the tags at login and keeps them as long as the connection lives; of a backend
+    without this so does the gate.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def tags_now(self, username: bytes) -> frozenset[str]:
+        """None for a user that is not there."""
+
+
 class ExchangeTypes(Protocol):
     """What is known of the broker's exchanges (DESIGN section 5)."""
 

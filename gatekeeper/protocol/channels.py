@@ -131,6 +131,7 @@ class ChannelState(Channel):
 
     __slots__ = (
         "allowed",
+        "cancels",
         "changing",
         "content",
         "declares",
@@ -158,6 +159,7 @@ class ChannelState(Channel):
         self.exchange_deletes: Fifo[PendingExchange] = Fifo()
         self.changing: dict[bytes, int] | None = None
         self.deferred: list[bytes] | None = None
+        self.cancels: dict[bytes, list[bool]] | None = None
         self.error: AmqpError | None = None
 
     @property
@@ -194,6 +196,22 @@ class ChannelState(Channel):
         known = payload in self.named_before
         self.named_before[payload] = effect
         return not known
+
+    def cancelling(self, tag: bytes, *, own: bool) -> None:
+        """The broker was sent a basic.cancel that it will answer; ``own``: by the gate."""
+        if self.cancels is None:
+            self.cancels = {}
+        self.cancels.setdefault(tag, []).append(own)
+
+    def cancelled(self, tag: bytes) -> bool:
+        """The broker has answered the oldest cancel of the tag; True if the gate had sent it."""
+        if self.cancels is None or tag not in self.cancels:
+            return False
+        own = self.cancels[tag].pop(0)
+        if not self.cancels[tag]:
+            del self.cancels[tag]
+            self.cancels = self.cancels or None
+        return own
 
     def change(self, pending: PendingExchange, queue: Fifo[PendingExchange]) -> None:
         """The broker was sent something that may change what the exchange is."""

@@ -105,13 +105,19 @@ class ExchangeDeleted:
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
+    """no_ack: the broker counts a message as done when it has sent it."""
+
     tag: bytes
     queue: bytes
+    no_ack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
+    """answered: the broker will answer."""
+
     tag: bytes
+    answered: bool = True
 
 
 Effect = QueueDeclared | ExchangeDeclared | ExchangeSeen | ExchangeDeleted | Consumed | Cancelled
@@ -142,14 +148,13 @@ class ChannelView:
     last_queue: the queue that an empty name stands for; None before any declare.
     pending_name: a server-named declare is under way, its name is the last queue.
     sample: the made-up name under judgement (kept, so that judging again asks the same).
-    consumers: consumer tag to queue name. tag: the made-up tag that the next consumer
-        without one gets.
+    consumers: by consumer tag. tag: the made-up tag that the next consumer without one gets.
     """
 
     last_queue: bytes | None = None
     pending_name: bool = False
     sample: bytes | None = None
-    consumers: dict[bytes, bytes] = field(default_factory=dict)
+    consumers: dict[bytes, Consumed] = field(default_factory=dict)
     tag: bytes | None = None
 
     def new_tag(self) -> bytes:
@@ -430,7 +435,7 @@ def _basic_consume(fields: Fields, view: ChannelView, _context: Context) -> Judg
     # nor which of two consumers it answers first, and who has no tag cannot be cancelled.
     made = tag or view.new_tag()
     sent = (ticket, name, made, bits, table) if name != raw or made != tag else None
-    return Judgement(steps, Consumed(made, name), None, sent)
+    return Judgement(steps, Consumed(made, name, bool(as_int(bits) & 2)), None, sent)
 
 
 def _basic_get(fields: Fields, view: ChannelView, _context: Context) -> Judgement:
@@ -438,7 +443,8 @@ def _basic_get(fields: Fields, view: ChannelView, _context: Context) -> Judgemen
 
 
 def _basic_cancel(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
-    return Judgement((), Cancelled(as_bytes(fields[0])))
+    tag, bits = fields
+    return Judgement((), Cancelled(as_bytes(tag), answered=not as_int(bits) & 1))
 
 
 def _basic_cancel_ok(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
@@ -447,7 +453,7 @@ def _basic_cancel_ok(fields: Fields, _view: ChannelView, _context: Context) -> J
     Sent on as a no-wait cancel, which older brokers know too.
     """
     tag = as_bytes(fields[0])
-    return Judgement((), Cancelled(tag), (60, 30), (tag, 1))
+    return Judgement((), Cancelled(tag, answered=False), (60, 30), (tag, 1))
 
 
 def _free(_fields: Fields, _view: ChannelView, _context: Context) -> Judgement:

@@ -37,6 +37,10 @@ class BrokerFrames:
     def frame(self, kind: int, number: int, payload: bytes) -> Outcome:
         """Deal with one frame that the scanner did not pass. Raises Pending."""
         session = self._s
+        if session.consumers.late is not None:
+            outcome = self._late(kind, number, payload)
+            if outcome is not None:
+                return outcome
         if kind != 1 or len(payload) < 4:
             session.broken = f"the broker sent a frame of unknown type {kind}"
             return TAKEN
@@ -51,6 +55,14 @@ class BrokerFrames:
             return handler(self, number, channel, payload)
         except WireError as error:
             session.broken = f"the broker sent a malformed method {ids[0]}.{ids[1]}: {error}"
+            return TAKEN
+
+    def _late(self, kind: int, number: int, payload: bytes) -> Outcome | None:
+        session = self._s
+        try:
+            return session.consumers.late_frame(kind, number, payload)
+        except WireError as error:
+            session.broken = f"the broker sent a malformed basic.deliver: {error}"
             return TAKEN
 
     def _connection(self, ids: tuple[int, int], payload: bytes) -> Outcome:
@@ -104,7 +116,7 @@ class BrokerFrames:
             session.swallow_close_ok.add(number)
             session.refusal_is_void(channel)
         session.to_client.append(self._close(number, 20, payload))
-        self._channel_ended(channel)
+        self._channel_ended(number, channel)
         channel.mode = Mode.BROKER_CLOSED
         channel.deferred = None
         return TAKEN
@@ -118,7 +130,7 @@ class BrokerFrames:
             return TAKEN
         if channel is None:
             return PASS
-        self._channel_ended(channel)
+        self._channel_ended(number, channel)
         if channel.mode == Mode.CLOSING:
             session.drop(number)
             return PASS
@@ -127,8 +139,9 @@ class BrokerFrames:
             return TAKEN
         return PASS
 
-    def _channel_ended(self, channel: ChannelState) -> None:
+    def _channel_ended(self, number: int, channel: ChannelState) -> None:
         """What was sent behind the end of the channel is never done."""
+        self._s.consumers.channel_ended(number)
         for pending in channel.unanswered():
             self._s.policy.exchange_changed(pending.name, None, pending.number)
 
@@ -202,10 +215,17 @@ class BrokerFrames:
         self._s.policy.exchange_changed(pending.name, None, pending.number)
         return TAKEN if pending.swallow else PASS
 
-    def _cancel(self, _number: int, channel: ChannelState, payload: bytes) -> Outcome:
+    def _cancel(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         """The broker cancels a consumer (its queue is gone). Always asked for upstream."""
-        channel.view.consumers.pop(Reader(payload, 4).shortstr(), None)
+        tag = Reader(payload, 4).shortstr()
+        if self._s.consumers.is_late(number, tag):
+            return TAKEN  # the client knows, and may have used the tag again
+        channel.view.consumers.pop(tag, None)
         return PASS if self._s.cancel_notify else TAKEN
+
+    def _cancel_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
+        own = self._s.consumers.cancel_ok(number, channel, Reader(payload, 4).shortstr())
+        return TAKEN if own else PASS
 
     _HANDLERS: ClassVar[dict[tuple[int, int], Callable[..., Outcome]]] = {
         (20, 40): _channel_close,
@@ -214,4 +234,5 @@ class BrokerFrames:
         (40, 21): _exchange_delete_ok,
         (50, 11): _queue_declare_ok,
         (60, 30): _cancel,
+        (60, 31): _cancel_ok,
     }

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.model import Access, Kind, Permission, TopicAccess
+from gatekeeper.model import TopicAccess
 from gatekeeper.protocol.channels import (
     ChannelState,
     Content,
@@ -21,7 +21,6 @@ from gatekeeper.protocol.channels import (
     PendingExchange,
 )
 from gatekeeper.protocol.checks import (
-    REPLY_TO,
     Cancelled,
     Consumed,
     Effect,
@@ -38,6 +37,7 @@ from gatekeeper.protocol.checks import (
     no_exchange,
     unimplemented,
 )
+from gatekeeper.protocol.consumers import Cause
 from gatekeeper.protocol.erlang import frame_octets
 from gatekeeper.protocol.frames import BODY, HEADER, METHOD
 from gatekeeper.protocol.layouts import PUBLISH, WITH_CONTENT, Fields, decode, encode
@@ -72,16 +72,10 @@ OPEN, CLOSE, CLOSE_OK = (20, 10), (20, 40), (20, 41)
 UPDATE_SECRET_OK = method(0, 10, 71)
 
 
-Consumer = tuple[int, ChannelState, bytes, bytes]
-"""Channel number and state, consumer tag, queue name."""
-
-
 class ClientFrames:
     def __init__(self, session: Session) -> None:
         self._s = session
-        # A new secret was taken; consumers that are still to be judged, and that lost.
-        self._rejudged: deque[tuple[bytes, list[Consumer]]] | None = None
-        self._lost: list[Consumer] = []
+        self._secret_taken = False  # and the consumers are not all judged again yet
         self._judging: Content | None = None
 
     def start_over(self) -> None:
@@ -178,44 +172,20 @@ class ClientFrames:
     def _update_secret(self, secret: bytes, reason: bytes) -> Outcome:
         """semantics.md 1.11: never forwarded, it would change the gate's own credentials."""
         session = self._s
-        if self._rejudged is None:
+        if not self._secret_taken:
             answer = session.policy.update_secret(secret, reason)
             if answer is None:
                 raise Pending
             if isinstance(answer, AmqpError):
                 raise AmqpError(answer.code, answer.explanation, 10, 70)
             session.forget()
-            by_queue: dict[bytes, list[Consumer]] = {}
-            for number, channel in session.channels.items():
-                for tag, queue in channel.view.consumers.items():
-                    by_queue.setdefault(queue, []).append((number, channel, tag, queue))
-            by_queue.pop(REPLY_TO, None)
-            self._rejudged = deque(by_queue.items())
-        while self._rejudged:
-            check = Access(Permission.READ, Kind.QUEUE, self._rejudged[0][0])
-            decision = session.policy.check(check)
-            if decision is None:
-                raise Pending
-            _queue, consumers = self._rejudged.popleft()
-            if not decision.allowed:
-                self._lost += consumers
-        self._rejudged = None
-        for consumer in self._lost:
-            self._cancel(*consumer)
-        self._lost.clear()
+            session.consumers.judge_again(Cause.CREDENTIALS)
+            self._secret_taken = True
+        if not session.consumers.go_on():
+            raise Pending
+        self._secret_taken = False
         session.to_client.append(UPDATE_SECRET_OK)
         return TAKEN
-
-    def _cancel(self, number: int, channel: ChannelState, tag: bytes, queue: bytes) -> None:
-        """A consumer has lost its right to read."""
-        session = self._s
-        if not channel.in_service or channel.view.consumers.pop(tag, None) is None:
-            return  # it has ended in the meantime, or its channel is about to
-        cancel = method(number, 60, 30, shortstr(tag) + b"\x01")
-        session.interject(number, channel, cancel)
-        if session.cancel_notify:
-            session.to_client.append(cancel)
-        session.policy.consumer_cancelled(number, tag, queue)
 
     # --- channels ---
 
@@ -489,10 +459,12 @@ class ClientFrames:
             change = PendingExchange(effect.name, swallow=effect.swallow, number=number)
             channel.change(change, channel.exchange_deletes)
         elif isinstance(effect, Consumed):
-            view.consumers[effect.tag] = effect.queue
+            view.consumers[effect.tag] = effect
             view.tag = None
         elif isinstance(effect, Cancelled):
             view.consumers.pop(effect.tag, None)
+            if effect.answered:
+                channel.cancelling(effect.tag, own=False)
 
     @staticmethod
     def _queue_declared(

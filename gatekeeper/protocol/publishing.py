@@ -69,7 +69,9 @@ def judge_publish(
 
 
 def _earlier_error(properties: Properties, view: ChannelView) -> AmqpError | None:
-    if properties.reply_to == REPLY_TO and REPLY_TO not in view.consumers.values():
+    if properties.reply_to == REPLY_TO and all(
+        consumed.queue != REPLY_TO for consumed in view.consumers.values()
+    ):
         return refuse(ReplyCode.PRECONDITION_FAILED, b"fast reply consumer does not exist")
     if properties.expiration is not None:
         reason = expiration_error(properties.expiration)

@@ -17,12 +17,14 @@ because nothing is remembered or sent before a frame's last question is answered
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.model import Check, Decision
 from gatekeeper.protocol.channels import MAX_REMEMBERED, ChannelState, Mode
 from gatekeeper.protocol.checks import Context
+from gatekeeper.protocol.consumers import Cause, Consumers
 from gatekeeper.protocol.erlang import frame_octets
 from gatekeeper.protocol.frames import ASK, BODY, NEED_MORE, Lane, scan_broker, scan_client
 from gatekeeper.protocol.frombroker import BrokerFrames
@@ -84,10 +86,20 @@ class SessionPolicy(Protocol):
     def settled(self) -> None:
         """A frame that had to wait is decided: its answers count for no other frame."""
 
+    def rights_changed(self) -> None:
+        """What was granted is about to be asked again: no :meth:`recheck` of before counts."""
+
+    def recheck(self, check: Check) -> Decision | None:
+        """As :meth:`check`, but the answer counts whatever frames are settled meanwhile."""
+
+    def may_impersonate(self) -> bool:
+        """Has the user the tag impersonator now? Asked whenever the epoch has changed."""
+
     def refused(self, channel: int, error: AmqpError) -> None:
         """For the log: an operation was refused, or the connection is closed for an error."""
 
-    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None: ...
+    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes, cause: str) -> None:
+        """For the log: read access refused after ``cause``."""
 
 
 def _user_id(context: Context) -> bytes | None:
@@ -135,6 +147,7 @@ class Session:
         self._seen = epoch.value
         self._remembered = 0
         self._waited = False
+        self.consumers = Consumers(self)
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
 
@@ -200,6 +213,7 @@ class Session:
                 self.to_broker.insert(self._mark, memoryview(buf)[run:pos])
             if outcome is Outcome.WAIT:
                 self.client_stalled = self._waited = True
+                self.client_tired = self.consumers.tired
                 return pos
             run = pos = past
             if not self.among(State.RUNNING):
@@ -253,10 +267,14 @@ class Session:
             return end
         if self.epoch.value != self._seen:
             self.forget()
+        if self.consumers.busy:
+            self.broker_stalled = True
+            return pos
         run = pos
         judged = 0
         while True:
-            pos = scan_broker(self.lane, buf, pos, end)
+            scan = scan_broker if self.consumers.late is None else self.consumers.scan
+            pos = scan(self.lane, buf, pos, end)
             if self.lane.stop == NEED_MORE:
                 break
             if judged >= JUDGED_AT_ONCE:
@@ -295,11 +313,22 @@ class Session:
 
     # --- what either side, or the outside, may cause ---
 
+    def recheck(self) -> None:
+        """What the user may do has changed: judge the consumers again, now.
+
+        Where that takes answers or another turn, ``consumers.busy`` is set; see ``go_on`` there.
+        """
+        self.consumers.judge_again(Cause.CHANGE)
+        self.consumers.go_on()
+
     def forget(self) -> None:
         """The policy has changed: no approval holds any more."""
         self._seen = self.epoch.value
         self._client.start_over()
         self._forget_approvals()
+        impersonator = self.policy.may_impersonate()
+        if impersonator is not self.context.impersonator:
+            self.context = replace(self.context, impersonator=impersonator)
 
     def _forget_approvals(self) -> None:
         if not self._remembered:
@@ -322,17 +351,20 @@ class Session:
     def interject(
         self, number: int, channel: ChannelState, data: bytes, error: AmqpError | None = None
     ) -> None:
-        """Send the broker something of the gate's own on a channel, then refuse it for ``error``.
+        """Send the broker something of the gate's own; then refuse the channel for ``error``.
 
         At once, or when the content is complete of which the broker has a part.
         """
         content = channel.content
         if channel.expect == BODY and not (content is not None and content.discard):
             channel.mode = Mode.FINISHING
-            channel.deferred = [*(channel.deferred or ()), data]
+            channel.deferred = channel.deferred or []
+            if data:
+                channel.deferred.append(data)
             channel.error = channel.error or error
             return
-        self.to_broker.append(data)
+        if data:
+            self.to_broker.append(data)
         if error is not None:
             self.refuse_channel(number, error)
 

@@ -1,15 +1,16 @@
 """The session's questions, put to the policy engine and to what is known of the broker.
 
 The session asks and never waits: a question whose answer takes time gets None, the answer is
-kept here when it comes, and ``resume`` has the session judge the same frame again, which then
-finds it. An answer counts until that frame is settled, however often it is judged again for
-other questions, and only under the epoch that it was asked in.
+kept when it comes (``questions.py``), and ``resume`` has the session judge the same frame again,
+which then finds it. An answer counts until that frame is settled, however often it is judged
+again for other questions, and only under the epoch that it was asked in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TypeVar, cast
+from functools import partial
+from typing import TypeVar
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Check, Decision, Identity, Peer, Secret
@@ -19,6 +20,7 @@ from gatekeeper.policy.ports import Failed, Refused
 from gatekeeper.protocol.erlang import erlang_string
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
+from gatekeeper.server.questions import Questions
 from gatekeeper.server.registry import ChannelPlace, Live, Registry
 from gatekeeper.server.tasks import Owner
 
@@ -61,9 +63,8 @@ class Authority:
         self._registry = registry
         self._live = live
         self._channel_limit = channel_limit
-        self._answers: dict[Hashable, tuple[int, object]] = {}
-        self._asked: dict[Hashable, tuple[int, int]] = {}
-        self._frame = 0
+        self._questions = Questions(owner, self._resume)
+        self._rechecks: Questions | None = None
         self.resume: Callable[[], None] = lambda: None
         self.renewed: Callable[[Identity], None] = lambda _identity: None
 
@@ -138,42 +139,36 @@ class Authority:
         self._exchanges.changed(self._vhost, exchange, kind, change)
 
     def settled(self) -> None:
-        self._frame += 1
-        self._answers.clear()
+        self._questions.settled()
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self._lines.refused(channel, error)
 
-    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None:
-        self._lines.consumer_cancelled(channel, tag, queue)
+    def rights_changed(self) -> None:
+        self._rechecks = None  # whoever still waits for an answer of before will not be heard
+        self._identity = self._engine.refreshed(self._identity)
+
+    def recheck(self, check: Check) -> Decision | None:
+        """The epoch is not looked at: another change begins another recheck."""
+        if self._rechecks is None:
+            self._rechecks = Questions(self._owner, self._resume)
+        ask = partial(self._engine.check, self._identity, self._vhost, check)
+        return self._rechecks.ask(check, 0, ask, _CRASHED)
+
+    def may_impersonate(self) -> bool:
+        self._identity = self._engine.refreshed(self._identity)
+        return "impersonator" in self._identity.tags
+
+    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes, cause: str) -> None:
+        self._lines.consumer_cancelled(channel, tag, queue, cause)
 
     def _answer(
         self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
     ) -> _T | None:
-        """failed: the answer where a question ends in an exception."""
-        if key in self._asked:
-            return None
-        kept = self._answers.get(key)
-        if kept is not None and kept[0] == self._epoch.value:
-            return cast("_T", kept[1])
-        answer = ask()
-        if not isinstance(answer, Awaitable):
-            return answer
-        self._asked[key] = (self._epoch.value, self._frame)
-        self._owner.start(self._settle(key, answer, failed))
-        return None
+        return self._questions.ask(key, self._epoch.value, ask, failed)
 
-    async def _settle(self, key: Hashable, pending: Awaitable[object], answer: object) -> None:
-        """answer: where it ends in an exception."""
-        try:
-            answer = await pending
-        finally:  # whatever has happened: a client must not wait for an answer for ever
-            epoch, frame = self._asked.pop(key)
-            # Nobody may want it any more (the broker has closed the channel meanwhile); another
-            # frame that asks the same much later must not be given it.
-            if frame == self._frame:
-                self._answers[key] = (epoch, answer)
-            self.resume()
+    def _resume(self) -> None:
+        self.resume()  # as it is set by then
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

@@ -164,11 +164,12 @@ class ConnectionLines:
             **self._fields(reason=reason),
         )
 
-    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None:
+    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes, cause: str) -> None:
+        """RabbitMQ knows one cause, "credential update"."""
         vhost = text(self.vhost or b"")
         self._channel.warning(
             f"Cancelling consumer <<\"{text(tag)}\">> on queue '{text(queue)}' in vhost "
-            f"'{vhost}': read access refused after credential update",
+            f"'{vhost}': read access refused after {cause}",
             **self._fields(channel=channel),
         )
 

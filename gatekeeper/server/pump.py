@@ -105,12 +105,18 @@ class Pump:
                 self.resume()
         else:
             self._client.release(HOLD_STALLED)
+        if session.broker_stalled:
+            # It may wait for the end of the client's content.
+            self.resume()
         return done
 
     def _from_broker(self, buf: bytearray, pos: int, end: int) -> int:
         session = self.session
         self._heard = True
         done = session.broker_data(buf, pos, end)
+        if session.to_broker and not self._broker.writable:
+            # What the gate itself sends, such as late deliveries that it gives back.
+            self._broker.hold(HOLD_UNREAD)
         self._flush()
         if session.broken is not None:
             self._give_up(session.broken)
@@ -141,9 +147,23 @@ class Pump:
             self._resuming = True
             self._loop.call_soon(self._refeed)
 
+    def recheck(self) -> None:
+        """The user's rights have changed: what was granted for good (consumers) is asked again."""
+        if self._ended is not None:
+            self.session.recheck()
+            self._rechecked()
+
+    def _rechecked(self) -> None:
+        self._flush()
+        if self.session.consumers.tired:
+            self.resume()
+
     def _refeed(self) -> None:
         self._resuming = False
         try:
+            if self.session.consumers.busy:
+                self.session.consumers.go_on()
+                self._rechecked()
             if self.session.client_stalled:
                 self._client.refeed()
             if self.session.broker_stalled:
@@ -161,6 +181,8 @@ class Pump:
         self._press(self._broker, writable=writable)
 
     def _broker_writable(self, writable: bool) -> None:
+        if writable:
+            self._broker.release(HOLD_UNREAD)
         self._press(self._client, writable=writable)
 
     @staticmethod

@@ -149,6 +149,8 @@ class Policy:
     learned: list[tuple[bytes, bytes]] = field(default_factory=list)
     forgotten: list[bytes] = field(default_factory=list)
     cancelled: list[bytes] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    impersonator: bool = False
     secret: AmqpError | bool = True
     place: AmqpError | bool = True
     open_channels: int = 0
@@ -210,8 +212,18 @@ class Policy:
     def refused(self, channel: int, error: AmqpError) -> None:
         self.log.append((channel, error))
 
-    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes) -> None:
+    def rights_changed(self) -> None:
+        self._ready = {key for key in self._ready if not isinstance(key, Access)}
+
+    def recheck(self, check: Check) -> Decision | None:
+        return self.check(check)
+
+    def may_impersonate(self) -> bool:
+        return self.impersonator
+
+    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes, cause: str) -> None:
         self.cancelled.append(tag)
+        self.causes.append(cause)
 
 
 class Dialogue:
@@ -228,6 +240,7 @@ class Dialogue:
         cancel_notify: bool = True,
     ) -> None:
         self.policy = policy or Policy()
+        self.policy.impersonator = context is not None and context.impersonator
         self.epoch = Epoch()
         self.broker = Broker()
         self.client = bytearray()

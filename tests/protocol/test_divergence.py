@@ -358,7 +358,7 @@ def test_consumers_without_a_tag_lose_their_right_too(bits: int) -> None:
     one.policy.denied.add(b"lost")
     one.send(SECRET)
     assert one.policy.cancelled == tags[:1]
-    assert one.broker.methods[-1][1:] == ((60, 30), (tags[0], 1))
+    assert one.broker.methods[-1][1:] == ((60, 30), (tags[0], 0))
 
 
 def test_a_made_up_tag_is_nobodys() -> None:
@@ -416,7 +416,8 @@ def test_a_new_secret_asks_once_for_a_queue_of_many_consumers() -> None:
     assert one.policy.cancelled == [b"t%d" % n for n in range(20)]
 
 
-def test_a_consumer_that_ends_while_it_is_judged() -> None:
+def test_a_consumer_that_the_broker_ends_while_it_is_judged() -> None:
+    """What the broker says has to wait for the verdict; the client is told once."""
     one = opened(Policy(denied={b"lost"}))
     one.policy.denied.clear()
     one.send(consume(b"lost", b"t"))
@@ -428,9 +429,10 @@ def test_a_consumer_that_ends_while_it_is_judged() -> None:
         assert one.session.client_stalled
     one.reply(call(1, (60, 30), b"t", 1))  # the queue has just gone
     one.session.client_data(buf, 0, len(buf))
-    one.flush()
-    assert one.policy.cancelled == []
-    assert one.to_client()[-1] == (0, (10, 71))
+    one.flush(answer=False)
+    one.reply(call(1, (60, 31), b"t"))
+    assert one.policy.cancelled == [b"t"]
+    assert one.to_client()[-2:] == [(1, (60, 30)), (0, (10, 71))]
 
 
 def test_service_messages_to_a_client_without_consumer_cancel_notify() -> None:

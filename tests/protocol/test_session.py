@@ -562,7 +562,7 @@ def test_update_secret_cancels_consumers_that_lost_their_queue(one: Dialogue) ->
     one.send(SECRET)
     assert one.policy.cancelled == [b"t"]
     assert one.to_client()[-2:] == [(1, (60, 30)), (0, (10, 71))]
-    assert one.broker.methods[-1][1:] == ((60, 30), (b"t", 1))
+    assert one.broker.methods[-1][1:] == ((60, 30), (b"t", 0))
 
 
 def test_update_secret_refused(one: Dialogue) -> None:

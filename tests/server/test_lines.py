@@ -247,7 +247,7 @@ CASES = {
     ),
     "consumer dropped": Case(
         "running",
-        lambda lines: lines.consumer_cancelled(2, b"tag", b"q"),
+        lambda lines: lines.consumer_cancelled(2, b"tag", b"q", "credential update"),
         "warning",
         "channel",
         "Cancelling consumer <<\"tag\">> on queue 'q' in vhost '/': "

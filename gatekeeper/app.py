@@ -34,10 +34,19 @@ from gatekeeper.server.fleet import Fleet, LocalFleet
 from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
 from gatekeeper.server.registry import Live, Registry
+from gatekeeper.server.revocation import Revocation
 from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import RETRY_FIRST, RETRY_MAX, UpstreamLink, Upstreams
-from gatekeeper.store.records import Reloaded, StoreEvent, UserDeleted, VhostDeleted
+from gatekeeper.store.records import (
+    PasswordChanged,
+    PermissionsChanged,
+    Reloaded,
+    StoreEvent,
+    UserDeleted,
+    UserTagsChanged,
+    VhostDeleted,
+)
 from gatekeeper.store.store import Store
 
 FIRST_ANSWER = 2.0
@@ -73,6 +82,7 @@ class App:
             self._upstreams = Upstreams(settings.upstreams, buffer)
             self._exchanges, self._registry = self._shared_or_not()
             self._backends = Backends(settings, self._store)
+            self._revocation = Revocation(self._registry)
             self._gate = Gate(
                 settings=settings,
                 store=self._store,
@@ -109,11 +119,12 @@ class App:
     def _shared_or_not(self) -> tuple[Exchanges, Connections]:
         """What several processes must agree on; of a worker, the supervisor may now ask."""
         place = self._place
+        passwords = self._settings.password_change_closes_connections
         if place is None:
             exchanges = Exchanges(self._upstreams, self._epoch, self._task_failed)
-            return exchanges, Connections(self._store)
+            return exchanges, Connections(self._store, passwords=passwords)
         shared = SharedExchanges(self._upstreams, self._epoch, self._task_failed, place.member)
-        registry = SharedConnections(place.member, self._store)
+        registry = SharedConnections(place.member, self._store, passwords)
         place.member.serve(
             WorkerDuties(registry, self._refresh, shared.changed_elsewhere, self.stop)
         )
@@ -134,8 +145,15 @@ class App:
             self._place.member.changed()
 
     def _carry_out(self, event: StoreEvent) -> None:
-        """In the event loop: end the connections that have lost their user or vhost."""
+        """In the event loop: end connections, or have their consumers judged again."""
         match event:
+            case PermissionsChanged(user, vhost):
+                self._revocation.permissions_changed(user, vhost)
+            case UserTagsChanged(name):
+                self._revocation.user_changed(name)
+            case PasswordChanged(name) if self._settings.password_change_closes_connections:
+                self._deleted(f"for user '{text(name)}' because the password is changed")
+                self._registry.password_changed(name)
             case UserDeleted(name):
                 self._deleted(f"for user '{text(name)}' because the user is being deleted")
                 self._registry.user_deleted(name)
@@ -144,8 +162,9 @@ class App:
                 self._registry.vhost_deleted(name)
             case Reloaded():
                 self._registry.recheck()
+                self._revocation.everything_changed()
             case _:
-                pass
+                pass  # holds from the next frame, or the next login, on
 
     def _refresh(self) -> None:
         """Take over what another process has changed in the store. Raises OperatorError."""
@@ -272,13 +291,18 @@ class Connections(Registry):
     Deletions are told one by one, unless there are too many changes at a time: then each
     connection's user and vhost are looked up again. Who is not in the store (authenticated by
     another backend) is not deleted from it either.
+
+    passwords: end those as well whose user's password hash is another. That of a password that
+    was only hashed anew is, too; such a connection is ended needlessly, if there were too many
+    changes at a time.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, passwords: bool = False) -> None:
         super().__init__()
         self.outdated = False
         self._store = store
-        self._incarnations: dict[Live, tuple[int | None, int | None]] = {}
+        self._passwords = passwords
+        self._incarnations: dict[Live, tuple[int | None, int | None, int | None]] = {}
 
     def add(self, live: Live) -> None:
         self._incarnations[live] = self._incarnations_now(live)
@@ -294,22 +318,31 @@ class Connections(Registry):
         Raises StoreError; ``outdated`` stays set then, and it is to be called again.
         """
         self.outdated = True
-        users, vhosts = set(), set()
-        for live, (user, vhost) in tuple(self._incarnations.items()):
-            user_now, vhost_now = self._incarnations_now(live)
+        users, vhosts, passwords = set(), set(), set()
+        for live, (user, vhost, password) in tuple(self._incarnations.items()):
+            user_now, vhost_now, password_now = self._incarnations_now(live)
             if user not in {None, user_now}:
                 users.add(live.user)
             if vhost not in {None, vhost_now}:
                 vhosts.add(live.vhost)
+            if password not in {None, password_now}:
+                passwords.add(live.user)
         self.outdated = False
         for name in vhosts:
             self.vhost_deleted(name)
         for name in users:
             self.user_deleted(name)
+        for name in passwords - users:
+            self.password_changed(name)
 
-    def _incarnations_now(self, live: Live) -> tuple[int | None, int | None]:
+    def _incarnations_now(self, live: Live) -> tuple[int | None, int | None, int | None]:
+        """The user's, the vhost's, and what stands for the password where it matters."""
         user, vhost = self._store.user(live.user), self._store.vhost(live.vhost)
-        return user.incarnation if user else None, vhost.incarnation if vhost else None
+        return (
+            user.incarnation if user else None,
+            vhost.incarnation if vhost else None,
+            hash(user.password_hash) if user and self._passwords else None,
+        )
 
 
 class SharedConnections(SharedRegistry, Connections):

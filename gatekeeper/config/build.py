@@ -84,6 +84,9 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         management=management(typed, problems, warnings),
         workers=_workers(typed, problems),
         oauth2=oauth2(typed, problems, warnings, used=OAUTH2 in used),
+        password_change_closes_connections=typed.one(
+            "gatekeeper.password_change_closes_connections", bool
+        ),
         warnings=tuple(warnings),
     )
     problems.raise_if_any()

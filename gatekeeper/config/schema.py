@@ -29,6 +29,7 @@ from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
 from gatekeeper.config.keys_backends import BACKEND
 from gatekeeper.config.keys_ldap import SECTION as _LDAP
+from gatekeeper.config.keys_live import SECTION as _LIVE
 from gatekeeper.config.spec import KeySpec, Section, matches, row
 
 _BOOLEAN = types.switch("true", "false", "boolean")
@@ -737,6 +738,7 @@ SECTIONS: tuple[Section, ...] = (
     ),
     *keys_backends.SECTIONS,
     *keys_oauth2.SECTIONS,
+    _LIVE,
 )
 
 KEYS: tuple[KeySpec, ...] = tuple(spec for section in SECTIONS for spec in section.keys)

@@ -381,4 +381,5 @@ class Settings:
     workers: int = 1
     ldap: LdapSettings | None = None
     oauth2: OAuth2Settings | None = None
+    password_change_closes_connections: bool = False
     warnings: tuple[str, ...] = ()

@@ -8,10 +8,10 @@ gate asks again after every change (``Session.recheck``). One that lost the righ
   answered the cancel (or closed the channel) is *late*: it is dropped, and given back by
   basic.reject where the consumer acknowledges.
 * The broker is told to cancel it, and asked to answer: the answer marks the end of the late.
-* The client is told by basic.cancel if it announced that it understands it. Else, after
-  update-secret, it is told nothing, as in RabbitMQ 4.3 (``rabbit_channel:recheck_consumers``);
-  after any other change its channel is closed with 403, with the text that basic.consume would
-  get now.
+* The client is told by basic.cancel if it announced that it understands it, in the place of the
+  broker's answer: before, it may be in the middle of a delivery. Else, after update-secret, it is
+  told nothing, as in RabbitMQ 4.3 (``rabbit_channel:recheck_consumers``); after any other change
+  its channel is closed with 403, with the text that basic.consume would get now.
 
 # INVARIANT: from a change to the last verdict nothing of the broker's is passed on (``busy``),
 # and nothing of an ended consumer's ever.
@@ -65,6 +65,14 @@ Held = tuple[int, ChannelState, Consumed]
 
 
 @dataclass(slots=True)
+class Ended:
+    """A consumer that the broker may not know of yet. told: the broker has cancelled it too."""
+
+    no_ack: bool
+    told: bool = False
+
+
+@dataclass(slots=True)
 class Late:
     """What may still come of ended consumers on one channel.
 
@@ -73,7 +81,7 @@ class Late:
         is to come, so many octets of its body.
     """
 
-    ended: dict[bytes, list[Consumed]] = field(default_factory=dict)
+    ended: dict[bytes, list[Ended]] = field(default_factory=dict)
     header: bool = False
     remaining: int = 0
 
@@ -159,7 +167,8 @@ class Consumers:
         del consumers[tag]
         if self.late is None:
             self.late = {}
-        self.late.setdefault(number, Late()).ended.setdefault(tag, []).append(consumed)
+        late = self.late.setdefault(number, Late())
+        late.ended.setdefault(tag, []).append(Ended(consumed.no_ack))
         if not self._in_service(channel):
             return  # its channel is about to end, at the broker too
         session.policy.consumer_cancelled(number, tag, consumed.queue, self._cause.value)
@@ -170,8 +179,6 @@ class Consumers:
             return
         channel.cancelling(tag, own=True)
         session.interject(number, channel, method(number, 60, 30, shortstr(tag) + b"\x00"))
-        if session.cancel_notify:
-            session.to_client.append(method(number, 60, 30, shortstr(tag) + b"\x01"))
 
     def _in_service(self, channel: ChannelState) -> bool:
         """May the gate itself send something to the broker on the channel?"""
@@ -232,21 +239,27 @@ class Consumers:
         late.header = True
         return TAKEN
 
-    def is_late(self, number: int, tag: bytes) -> bool:
+    def cancelled(self, number: int, tag: bytes) -> bool:
+        """The broker cancels a consumer; True if it had ended here before."""
         late = None if self.late is None else self.late.get(number)
-        return late is not None and tag in late.ended
+        if late is None or tag not in late.ended:
+            return False
+        late.ended[tag][0].told = True
+        return True
 
     def cancel_ok(self, number: int, channel: ChannelState, tag: bytes) -> bool:
-        """The broker has answered a cancel; True if it was the gate's own."""
+        """The broker has answered a cancel; True if it was the gate's own: tell the client."""
         if not channel.cancelled(tag):
             return False
         late = None if self.late is None else self.late.get(number)
         if late is not None and tag in late.ended:
-            late.ended[tag].pop(0)
+            ended = late.ended[tag].pop(0)
             if not late.ended[tag]:
                 del late.ended[tag]
             if not late.ended:
                 self.channel_ended(number)
+            if self._s.cancel_notify and not ended.told:
+                self._s.to_client.append(method(number, 60, 30, shortstr(tag) + b"\x01"))
         return True
 
     def channel_ended(self, number: int) -> None:

@@ -218,9 +218,8 @@ class BrokerFrames:
     def _cancel(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         """The broker cancels a consumer (its queue is gone). Always asked for upstream."""
         tag = Reader(payload, 4).shortstr()
-        if self._s.consumers.is_late(number, tag):
-            return TAKEN  # the client knows, and may have used the tag again
-        channel.view.consumers.pop(tag, None)
+        if not self._s.consumers.cancelled(number, tag):
+            channel.view.consumers.pop(tag, None)
         return PASS if self._s.cancel_notify else TAKEN
 
     def _cancel_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:

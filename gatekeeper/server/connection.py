@@ -43,7 +43,7 @@ from gatekeeper.server.expiry import Expiry
 from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.mechanisms import mechanisms
 from gatekeeper.server.pump import End, Pump
-from gatekeeper.server.registry import Live, Registry
+from gatekeeper.server.registry import Arrival, Live, Registry
 from gatekeeper.server.tasks import Owner
 from gatekeeper.server.upstreams import (
     UpstreamConnection,
@@ -110,6 +110,7 @@ class Connection:
             initial_frame_max=settings.limits.initial_frame_max,
         )
         self._deadline: asyncio.Timeout | None = None
+        self._arrival: Arrival | None = None
         self._judged = gate.epoch.value
         self._expiry: Expiry | None = None
 
@@ -131,7 +132,7 @@ class Connection:
                     return
             ended = self._pump(greeted, live, upstream)
             # Most connections idle most of their life: keep nothing that only the way in needed.
-            del self._handshake, self._deadline, greeted, upstream, deadline
+            del self._handshake, self._deadline, self._arrival, greeted, upstream, deadline
             self._lines.ended(await ended)
         except TimeoutError:
             awaited = "handshake" if self._handshake.state is State.PRE_INIT else "frame_header"
@@ -195,6 +196,7 @@ class Connection:
         if login.refusal is not None:
             await self._fail(self._handshake.refuse_login(login.refusal))
             return None
+        self._arrival = self._gate.registry.arriving(login.credentials.username)
         result = await self._gate.engine.login(login.credentials, self._peer)
         if isinstance(result, LoginRefused):
             self._lines.login_failed(login.credentials.username, result.reason)
@@ -256,6 +258,8 @@ class Connection:
             client=self._client,
         )
         refusal = await self._admit(live)
+        if self._arrival is not None:
+            live.doomed = live.doomed or self._arrival.doomed
         if refusal is not None:
             await self._refuse_open(refusal)
             return None
@@ -407,7 +411,7 @@ class Connection:
             Context(
                 vhost=greeted.vhost,
                 username=identity.username,
-                impersonator="impersonator" in identity.tags,
+                impersonator=authority.may_impersonate(),  # the login may be a while ago
                 max_message_size=gate.settings.limits.max_message_size,
                 service_user=link.settings.username if link is not None else None,
             ),
@@ -431,13 +435,8 @@ class Connection:
         authority.resume = pump.resume
         live.session = session
         live.close = pump.close
-
-        def renewed(identity: Identity) -> None:
-            context = replace(session.context, impersonator="impersonator" in identity.tags)
-            session.context = context
-            self._await_expiry(identity, live)
-
-        authority.renewed = renewed
+        live.recheck = pump.recheck
+        authority.renewed = lambda identity: self._await_expiry(identity, live)
         self._client.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)
         self._await_expiry(identity, live)

@@ -149,9 +149,14 @@ class Pump:
 
     def recheck(self) -> None:
         """The user's rights have changed: what was granted for good (consumers) is asked again."""
-        if self._ended is not None:
+        if self._ended is None:
+            return
+        try:
             self.session.recheck()
             self._rechecked()
+        except Exception:
+            self._client.abort()
+            raise
 
     def _rechecked(self) -> None:
         self._flush()

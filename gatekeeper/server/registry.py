@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Live:
     mechanism, properties, tuned, connected_at (ms since the epoch), client: for listings.
     session: once it runs. reserved: a place for one more channel that it has been given and has
     not taken yet (``shared.py``).
+    recheck: has its consumers judged again; None while there is no session.
     """
 
     number: int
@@ -51,6 +53,7 @@ class Live:
     reserved: bool = False
     doomed: AmqpError | None = None
     close: Callable[[AmqpError], None] | None = field(default=None, repr=False)
+    recheck: Callable[[], None] | None = field(default=None, repr=False)
 
     @property
     def channels(self) -> int:
@@ -63,9 +66,18 @@ class Live:
             self.doomed = error
 
 
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Arrival:
+    """A client that logs in, until it is a Live. What dooms it in the meantime is kept."""
+
+    user: bytes
+    doomed: AmqpError | None = None
+
+
 class Registry:
     def __init__(self) -> None:
         self._live: set[Live] = set()
+        self._arrivals: weakref.WeakSet[Arrival] = weakref.WeakSet()
         self._users: Counter[bytes] = Counter()
         self._vhosts: Counter[bytes] = Counter()
 
@@ -122,9 +134,25 @@ class Registry:
             _less(self._users, live.user)
             _less(self._vhosts, live.vhost)
 
+    def arriving(self, user: bytes) -> Arrival:
+        """Somebody is about to prove to be this user. Forgotten with the Arrival itself."""
+        arrival = Arrival(user)
+        self._arrivals.add(arrival)
+        return arrival
+
     def user_deleted(self, user: bytes) -> int:
         """RabbitMQ closes a deleted user's connections (``rabbit_connection_tracking``)."""
-        return self._end(lambda live: live.user == user, b"user '%b' is deleted" % printable(user))
+        return self._end_user(user, b"user '%b' is deleted" % printable(user))
+
+    def password_changed(self, user: bytes) -> int:
+        """What RabbitMQ does not do (``gatekeeper.password_change_closes_connections``)."""
+        return self._end_user(user, b"password of user '%b' is changed" % printable(user))
+
+    def _end_user(self, user: bytes, explanation: bytes) -> int:
+        for arrival in self._arrivals:
+            if arrival.user == user:
+                arrival.doomed = AmqpError(ReplyCode.CONNECTION_FORCED, explanation)
+        return self._end(lambda live: live.user == user, explanation)
 
     def vhost_deleted(self, vhost: bytes) -> int:
         text = b"vhost '%b' is deleted" % printable(vhost)

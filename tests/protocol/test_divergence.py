@@ -432,7 +432,7 @@ def test_a_consumer_that_the_broker_ends_while_it_is_judged() -> None:
     one.flush(answer=False)
     one.reply(call(1, (60, 31), b"t"))
     assert one.policy.cancelled == [b"t"]
-    assert one.to_client()[-2:] == [(1, (60, 30)), (0, (10, 71))]
+    assert one.to_client()[-2:] == [(0, (10, 71)), (1, (60, 30))]
 
 
 def test_service_messages_to_a_client_without_consumer_cancel_notify() -> None:

@@ -561,7 +561,7 @@ def test_update_secret_cancels_consumers_that_lost_their_queue(one: Dialogue) ->
     one.policy.denied.add(b"q")
     one.send(SECRET)
     assert one.policy.cancelled == [b"t"]
-    assert one.to_client()[-2:] == [(1, (60, 30)), (0, (10, 71))]
+    assert one.to_client()[-2:] == [(0, (10, 71)), (1, (60, 30))]
     assert one.broker.methods[-1][1:] == ((60, 30), (b"t", 0))
 
 

@@ -315,6 +315,9 @@ class BrokerSession(Talker):
             if method.name == "queue.declare":
                 name = method["queue"] or b"amq.gen-fake"
                 self.send(channel, "queue.declare-ok", queue=name)
+            elif method.name in {"basic.consume", "basic.cancel"} and not method["nowait"]:
+                # No queue here ever has a message.
+                self.send(channel, f"{method.name}-ok", consumer_tag=method["consumer_tag"])
             elif method.name in _REPLIES:
                 reply, arguments = _REPLIES[method.name]
                 self.send(channel, reply, **arguments)

@@ -175,7 +175,6 @@ async def test_a_consumer_that_does_not_read(tmp_path: Path, fake: FakeBroker) -
 
 async def test_only_the_consumers_that_a_change_concerns(tmp_path: Path, fake: FakeBroker) -> None:
     async with gate(tmp_path, fake.port) as local:
-        fake.session = consuming
         lost, kept = await consumer(local), await consumer(local, "kept")
         elsewhere = await consumer(local, vhost=b"v2")
         bob = await consumer(local, "bob", username="bob")
@@ -196,7 +195,6 @@ async def test_only_the_consumers_that_a_change_concerns(tmp_path: Path, fake: F
 async def test_a_change_in_another_thread(tmp_path: Path, fake: FakeBroker) -> None:
     """As the management API makes them."""
     async with gate(tmp_path, fake.port) as local:
-        fake.session = consuming
         client = await consumer(local)
         await asyncio.to_thread(revoke, local)
         await client.expect("basic.cancel", 1)
@@ -208,7 +206,6 @@ async def test_a_change_in_another_thread(tmp_path: Path, fake: FakeBroker) -> N
 
 async def test_more_changes_than_are_told_one_by_one(tmp_path: Path, fake: FakeBroker) -> None:
     async with gate(tmp_path, fake.port) as local:
-        fake.session = consuming
         client = await consumer(local)
         app = local.app
         app._revocation.permissions_changed = lambda *_: None  # type: ignore[method-assign]
@@ -218,24 +215,9 @@ async def test_more_changes_than_are_told_one_by_one(tmp_path: Path, fake: FakeB
         await client.expect("basic.cancel", 1)
 
 
-async def consuming(session: BrokerSession) -> None:
-    """FakeBroker's own way, and consumers that nothing is delivered to."""
-    read = session.read
-
-    async def answering() -> tuple[int, Any]:
-        channel, method = await read()
-        if method.name in {"basic.consume", "basic.cancel"}:
-            session.send(channel, f"{method.name}-ok", consumer_tag=method["consumer_tag"])
-        return channel, method
-
-    session.read = answering  # type: ignore[method-assign]
-    await session.serve()
-
-
 async def test_a_backend_that_takes_its_time(tmp_path: Path, fake: FakeBroker) -> None:
     """Until it has answered nothing is delivered; what it allows goes on where it was."""
     async with gate(tmp_path, fake.port) as local:
-        fake.session = consuming
         client = await consumer(local)
         client.send(1, "basic.consume", queue="kept", consumer_tag="u")
         await client.expect("basic.consume-ok", 1)

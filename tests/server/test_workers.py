@@ -140,10 +140,10 @@ async def workers(
     assert "internal error" not in text, text
 
 
-async def open_ok(client: Client) -> bool:
+async def open_ok(client: Client, channel: int = 1) -> bool:
     """Does it still have a session?"""
     with contextlib.suppress(LostError):
-        return (await client.call(1, "channel.open")).name == "channel.open-ok"
+        return (await client.call(channel, "channel.open")).name == "channel.open-ok"
     return False
 
 
@@ -299,6 +299,36 @@ async def test_revocation_reaches_every_worker(tmp_path: Path, fake: FakeBroker)
             close = await client.closed()
             assert close["reply_text"] == b"CONNECTION_FORCED - user 'alice' is deleted"
         assert time.monotonic() - begin < 1.2
+
+
+async def test_a_lost_right_to_read_reaches_every_worker(tmp_path: Path, fake: FakeBroker) -> None:
+    """Nobody sends anything: the consumers are found by the change itself."""
+    async with workers(tmp_path, fake) as several:
+        held = await several.spread()
+        for client in several.clients:
+            await client.open_channel()
+            client.send(1, "basic.consume", queue="lost", consumer_tag="t")
+            await client.expect("basic.consume-ok", 1)
+        with several.store() as store:
+            store.set_permissions(b"alice", b"/", b".*", b".*", b"^kept$")
+        for each in held.values():
+            for client in each:
+                await client.expect("basic.cancel", 1)
+                assert await open_ok(client, 2)
+
+
+async def test_a_changed_password_reaches_every_worker(tmp_path: Path, fake: FakeBroker) -> None:
+    closes = {"gatekeeper.password_change_closes_connections": "true"}
+    async with workers(tmp_path, fake, **closes) as several:
+        held = await several.spread()
+        with several.store() as store:
+            store.change_password(b"alice", b"new")
+        for each in held.values():
+            for client in each:
+                close = await client.closed()
+                assert close["reply_text"] == (
+                    b"CONNECTION_FORCED - password of user 'alice' is changed"
+                )
 
 
 async def test_sigterm_drains(tmp_path: Path, fake: FakeBroker) -> None:

@@ -210,6 +210,11 @@ class Client:
         while left:
             left -= self.count_some(left)
 
+    def take_buffered(self) -> bytearray:
+        """What came behind the last answer: the caller's from now on."""
+        taken, self._inbox = self._inbox, bytearray()
+        return taken
+
     @property
     def buffered(self) -> int:
         """Bytes that came with an answer: the socket will not announce them again."""

@@ -33,9 +33,26 @@ _CRASHED = Decision(False, "internal error", crashed=True)
 class Authority:
     """Implements ``protocol.session.SessionPolicy`` for one connection.
 
-    channel_limit: the user's, as of now. resume: called when an outstanding answer has come.
+    channel_limit: the user's, as of now.
     renewed: called with the user as a new secret makes it; the name stays.
     """
+
+    __slots__ = (
+        "_channel_limit",
+        "_engine",
+        "_epoch",
+        "_exchanges",
+        "_identity",
+        "_lines",
+        "_live",
+        "_owner",
+        "_peer",
+        "_questions",
+        "_rechecks",
+        "_registry",
+        "_vhost",
+        "renewed",
+    )
 
     def __init__(
         self,
@@ -63,10 +80,18 @@ class Authority:
         self._registry = registry
         self._live = live
         self._channel_limit = channel_limit
-        self._questions = Questions(owner, self._resume)
+        self._questions = Questions(owner, lambda: None)
         self._rechecks: Questions | None = None
-        self.resume: Callable[[], None] = lambda: None
         self.renewed: Callable[[Identity], None] = lambda _identity: None
+
+    @property
+    def resume(self) -> Callable[[], None]:
+        """Called when an outstanding answer has come."""
+        return self._questions.resume
+
+    @resume.setter
+    def resume(self, resume: Callable[[], None]) -> None:
+        self._questions.resume = resume
 
     def check(self, check: Check) -> Decision | None:
         return self._answer(
@@ -151,7 +176,7 @@ class Authority:
     def recheck(self, check: Check) -> Decision | None:
         """The epoch is not looked at: another change begins another recheck."""
         if self._rechecks is None:
-            self._rechecks = Questions(self._owner, self._resume)
+            self._rechecks = Questions(self._owner, self._questions.resume)
         ask = partial(self._engine.check, self._identity, self._vhost, check)
         return self._rechecks.ask(check, 0, ask, _CRASHED)
 
@@ -166,9 +191,6 @@ class Authority:
         self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
     ) -> _T | None:
         return self._questions.ask(key, self._epoch.value, ask, failed)
-
-    def _resume(self) -> None:
-        self.resume()  # as it is set by then
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

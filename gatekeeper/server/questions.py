@@ -13,11 +13,11 @@ _T = TypeVar("_T")
 class Questions:
     """resume: called when an outstanding answer has come: ask again, it is there."""
 
-    __slots__ = ("_answers", "_asked", "_owner", "_resume", "_round")
+    __slots__ = ("_answers", "_asked", "_owner", "_round", "resume")
 
     def __init__(self, owner: Owner, resume: Callable[[], None]) -> None:
         self._owner = owner
-        self._resume = resume
+        self.resume = resume
         self._answers: dict[Hashable, tuple[int, object]] = {}
         self._asked: dict[Hashable, tuple[int, int]] = {}
         self._round = 0
@@ -57,4 +57,4 @@ class Questions:
             # frame that asks the same much later must not be given it.
             if asked_in == self._round:
                 self._answers[key] = (era, answer)
-            self._resume()
+            self.resume()

@@ -125,6 +125,16 @@ async def test_login_through_the_engine(engine: Engine) -> None:
     )
 
 
+async def test_tags_are_those_of_now(store: Store, engine: Engine) -> None:
+    identity = await engine.login(credentials(b"U", b"right"), PEER)
+    assert isinstance(identity, Identity)
+    assert engine.refreshed(identity) is identity
+    store.set_user_tags(b"U", ("impersonator", "policymaker"))
+    assert engine.refreshed(identity).tags == {"impersonator", "policymaker"}
+    store.delete_user(b"U")
+    assert engine.refreshed(identity).tags == frozenset()
+
+
 async def test_vhost_access_is_a_permission_record(store: Store, engine: Engine) -> None:
     store.add_vhost(b"v")
     assert (await engine.vhost_access(USER, b"/", PEER)).allowed
@@ -228,4 +238,5 @@ def test_a_store_that_cannot_be_read_refuses(
     ):
         assert verdict == Verdict(False, error="the user database cannot be read")
     assert backend.topic_rule(*where, b"x") is True
+    assert backend.tags_now(b"U") == frozenset()
     assert "closed database" in capsys.readouterr().out

@@ -466,3 +466,53 @@ def test_epoch_only_grows() -> None:
     epoch = Epoch()
     assert [epoch.bump(), epoch.bump(), epoch.value] == [1, 2, 2]
     assert repr(epoch) == "Epoch(2)"
+
+
+# -- tags while the connection lives -------------------------------------------------------
+
+
+class Tagger(FakeBackend):
+    """Knows its users' tags at any time."""
+
+    now: object = frozenset({"now"})
+
+    def tags_now(self, username: bytes) -> frozenset[str]:
+        if isinstance(self.now, Exception):
+            raise self.now
+        return self.now  # type: ignore[return-value]
+
+
+async def logged_in(*pairs: Pair) -> tuple[Engine, Identity]:
+    one = engine(*pairs)
+    identity = await one.login(BOB, PEER)
+    assert isinstance(identity, Identity)
+    return one, identity
+
+
+async def test_tags_of_a_backend_that_does_not_know_them_stay_as_they_were() -> None:
+    one, identity = await logged_in(Pair.of(FakeBackend()))
+    assert one.refreshed(identity) is identity
+
+
+async def test_tags_of_now() -> None:
+    backend = Tagger()
+    one, identity = await logged_in(Pair.of(backend))
+    assert identity.tags == {"t"}
+    assert one.refreshed(identity).tags == {"now"}
+    backend.now = frozenset({"t"})
+    assert one.refreshed(identity) is identity
+    backend.now = ValueError("unreadable")
+    assert one.refreshed(identity).tags == frozenset()
+
+
+@pytest.mark.parametrize("tagger_authenticates", [False, True])
+async def test_tags_of_several_backends(*, tagger_authenticates: bool) -> None:
+    """Those of a backend that does not know them now stay; the others are those of now."""
+    tagger, other = Tagger("tagger"), FakeBackend("other")
+    pair = Pair(tagger, (other,)) if tagger_authenticates else Pair(other, (other, tagger))
+    one, identity = await logged_in(pair)
+    assert identity.tags == {"t", "z"}
+    fixed = {"z"} if tagger_authenticates else {"t", "z"}
+    assert one.refreshed(identity).tags == fixed | {"now"}
+    tagger.now = frozenset()
+    assert one.refreshed(identity).tags == fixed

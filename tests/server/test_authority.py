@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -34,6 +35,7 @@ class Backend:
         self.at_once: Decision | None = None
         self.expected: Identity | None = None
         self.judged: list[Identity] = []
+        self.tags: frozenset[str] = frozenset()
 
     def _ask(self, what: object) -> Awaitable[object]:
         self.asked.append(what)
@@ -59,6 +61,9 @@ class Backend:
     def vhost_access(self, identity: Identity, vhost: bytes, peer: Peer) -> object:
         assert identity is self.expected
         return self._ask("vhost")
+
+    def refreshed(self, identity: Identity) -> Identity:
+        return replace(identity, tags=self.tags)
 
     def topic_rule(self, identity: Identity, vhost: bytes, exchange: bytes) -> bool:
         return exchange == b"ruled"
@@ -269,3 +274,41 @@ async def test_a_new_secret_that_is_not_taken_changes_nothing(
     bench.authority.check(CHECK)
     assert bench.backend.judged == [Identity(b"alice")]
     assert told == []
+    assert refusal.code is ReplyCode.NOT_ALLOWED
+    text = b"access to vhost '/' refused for user 'alice' by backend x: no"
+    assert refusal.explanation == text
+    assert len(bench.log.lines) == 1
+
+
+# --- what was granted, asked again ---
+
+
+async def test_a_recheck_is_nobody_else_s_business(bench: Bench) -> None:
+    """Neither frames that are settled nor the epoch take its answer away."""
+    authority = bench.authority
+    assert authority.recheck(OTHER) is None
+    assert authority.check(OTHER) is None
+    await bench.answer(1, YES)
+    assert authority.check(OTHER) is YES
+    authority.settled()
+    bench.epoch.bump()
+    await bench.answer(0, NO)
+    assert authority.recheck(OTHER) is NO
+    assert len(bench.backend.asked) == 2
+
+
+async def test_after_the_next_change_a_recheck_begins_anew(bench: Bench) -> None:
+    authority = bench.authority
+    assert authority.recheck(OTHER) is None
+    authority.rights_changed()
+    assert authority.recheck(OTHER) is None
+    await bench.answer(0, YES)  # by the rules of before
+    assert authority.recheck(OTHER) is None
+    await bench.answer(1, NO)
+    assert authority.recheck(OTHER) is NO
+
+
+async def test_tags_are_those_of_now(bench: Bench) -> None:
+    assert not bench.authority.may_impersonate()
+    bench.backend.tags = frozenset({"impersonator"})
+    assert bench.authority.may_impersonate()

@@ -146,6 +146,13 @@ class App:
 
     def _carry_out(self, event: StoreEvent) -> None:
         """In the event loop: end connections, or have their consumers judged again."""
+        match event:  # a login may have taken its time, and be kept
+            case PasswordChanged(name) | UserDeleted(name):
+                self._backends.clear_cache(name)
+            case Reloaded():
+                self._backends.clear_cache()
+            case _:
+                pass
         match event:
             case PermissionsChanged(user, vhost):
                 self._revocation.permissions_changed(user, vhost)
@@ -161,8 +168,8 @@ class App:
                 self._deleted(f"in vhost '{text(name)}' because it's being deleted")
                 self._registry.vhost_deleted(name)
             case Reloaded():
-                self._registry.recheck()
                 self._revocation.everything_changed()
+                self._registry.recheck()
             case _:
                 pass  # holds from the next frame, or the next login, on
 

@@ -31,6 +31,8 @@ CLOSE_OK = (20, 41)
 
 
 class BrokerFrames:
+    __slots__ = ("_s",)
+
     def __init__(self, session: Session) -> None:
         self._s = session
 

@@ -73,6 +73,8 @@ UPDATE_SECRET_OK = method(0, 10, 71)
 
 
 class ClientFrames:
+    __slots__ = ("_judging", "_s", "_secret_taken")
+
     def __init__(self, session: Session) -> None:
         self._s = session
         self._secret_taken = False  # and the consumers are not all judged again yet

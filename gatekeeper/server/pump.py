@@ -47,6 +47,24 @@ class Pump:
     of them is given up: a broker as a client of its would, a client as RabbitMQ does.
     """
 
+    __slots__ = (
+        "_broker",
+        "_client",
+        "_client_heard",
+        "_client_silences",
+        "_ended",
+        "_forced",
+        "_heard",
+        "_heartbeat",
+        "_loop",
+        "_resuming",
+        "_silences",
+        "_state",
+        "_timer",
+        "_watch",
+        "session",
+    )
+
     def __init__(
         self,
         session: Session,
@@ -105,7 +123,7 @@ class Pump:
                 self.resume()
         else:
             self._client.release(HOLD_STALLED)
-        if session.broker_stalled:
+        if session.broker_stalled and done > pos:
             # It may wait for the end of the client's content.
             self.resume()
         return done
@@ -127,7 +145,7 @@ class Pump:
                 self.resume()
         else:
             self._broker.release(HOLD_STALLED)
-        if session.client_stalled:
+        if session.client_stalled and done > pos:
             # What it waits for may just have come. Not now: the shared buffer is in use.
             self.resume()
         return done

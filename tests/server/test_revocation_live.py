@@ -326,6 +326,48 @@ async def test_a_password_change_among_too_many_changes(tmp_path: Path, fake: Fa
         await bob.open_channel()
 
 
+async def test_a_cached_login_is_forgotten(tmp_path: Path, fake: FakeBroker) -> None:
+    async with gate(tmp_path, fake.port) as local:
+        forgotten: list[bytes | None] = []
+
+        def forget(user: bytes | None = None) -> int:
+            forgotten.append(user)
+            return 0
+
+        local.app._backends.clear_cache = forget  # type: ignore[method-assign]
+        local.store.change_password(b"alice", b"new")
+        local.store.delete_user(b"bob")
+        local.app._store_changed(Reloaded())
+        assert forgotten == [b"alice", b"bob", None]
+
+
+async def test_two_that_wait_for_each_other_do_not_spin(tmp_path: Path, fake: FakeBroker) -> None:
+    """The client's frame and the broker's deliveries wait for answers: nobody asks in a loop."""
+    async with gate(tmp_path, fake.port) as local:
+        client = await consumer(local)
+        asked = 0
+
+        async def never(_name: bytes) -> Decision:
+            nonlocal asked
+            asked += 1
+            await asyncio.Event().wait()
+            return Decision(False)
+
+        engine = local.app._gate.engine
+        engine.check = lambda _identity, _vhost, check: never(check.name)  # type: ignore[method-assign,assignment]
+        revoke(local)
+        await local.until(lambda: busy(local), "asked")
+        client.send(1, "queue.declare", queue="x")
+        (await fake.client()).write(delivery(1))
+        await local.until(lambda: asked == 2, "both wait")
+        (live,) = local.registry
+        pump = live.recheck.__self__  # type: ignore[union-attr]
+        await asyncio.sleep(0.05)
+        for _ in range(5):
+            await asyncio.sleep(0)
+            assert not pump._resuming
+
+
 # --- thousands of connections ---
 
 

@@ -274,6 +274,30 @@ def test_nothing_is_delivered_before_the_verdict() -> None:
     assert one.policy.cancelled == [b"t7"]
 
 
+def test_the_client_s_next_consumer_of_the_tag_is_not_the_one_that_was_judged() -> None:
+    one = dialogue(consume(b"lost", b"t"))
+    one.policy.slow = True
+    one.policy.denied.add(b"lost")
+    one.session.recheck()
+    one.policy.slow = False
+    one.send(call(1, CANCEL, b"t", 1) + consume(b"kept", b"t"))
+    settle(one)
+    assert one.policy.cancelled == []
+    one.reply(deliver(b"t", 1, b"new"))
+    assert delivered(one) == [b"new"]
+
+
+def test_a_channel_that_the_broker_has_closed_is_left_alone() -> None:
+    """The client has not answered its close yet; its number will be used again."""
+    one = dialogue(consume(b"lost", b"t"))
+    one.reply(call(1, CHANNEL_CLOSE, 404, b"gone", 0, 0))
+    change(one, b"lost")
+    assert one.session.consumers.late is None
+    one.send(call(1, CLOSE_OK) + open_channel(1) + consume(b"kept", b"t"))
+    one.reply(deliver(b"t", 1, b"new"))
+    assert delivered(one) == [b"new"]
+
+
 def test_a_change_while_the_last_one_is_still_judged() -> None:
     """An answer of before does not count."""
     one = dialogue(consume(b"lost", b"t"))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gatekeeper.model import Decision, Peer
+from gatekeeper.protocol.frames import BODY as EXPECTS_BODY
 from gatekeeper.server import revocation as revocation_module
 from gatekeeper.server.registry import Live
 from gatekeeper.server.revocation import Revocation
@@ -17,7 +18,14 @@ from gatekeeper.store.records import Reloaded
 from tests.server.local import LocalGate, gate
 from tests.server.peers import BrokerSession, Client, FakeBroker
 from tests.support.amqp import RefusedError
-from tests.support.amqp_codec import BODY, HEADER, encode_header, frame, method_frame
+from tests.support.amqp_codec import (
+    BODY,
+    HEADER,
+    encode_header,
+    frame,
+    method_frame,
+    publish_frames,
+)
 
 REFUSED = b"ACCESS_REFUSED - read access to queue 'lost' in vhost '/' refused for user 'alice'"
 PLAIN_CLIENT = {"product": "test", "capabilities": {}}
@@ -171,6 +179,42 @@ async def test_a_consumer_that_does_not_read(tmp_path: Path, fake: FakeBroker) -
         await local.until(lambda: deliveries + flood.rejected == flood.sent, "all accounted for")
         assert flood.rejected > 0
         await client.close()
+
+
+async def test_a_consumer_whose_client_is_in_the_middle_of_a_message(
+    tmp_path: Path, fake: FakeBroker
+) -> None:
+    async with gate(tmp_path, fake.port) as local:
+        client, broker = await consumer(local), await fake.client()
+        whole = publish_frames(1, b"amq.fanout", b"k", b"0123")
+        client.write(whole[:-3])
+        await local.until(lambda: waits_for_the_rest(local), "a part has come")
+        revoke(local)
+        await local.log.wait_for("Cancelling consumer")
+        broker.write(delivery(1))
+        await local.until(lambda: broker_stalled(local), "the late delivery waits")
+        client.write(whole[-3:])
+        await client.expect("basic.cancel", 1)
+        await client.open_channel(2)
+        assert broker.names[-4:] == [
+            "basic.publish",
+            "basic.cancel",
+            "basic.reject",
+            "channel.open",
+        ]
+
+
+def waits_for_the_rest(local: LocalGate) -> bool:
+    return any(
+        channel.expect == EXPECTS_BODY
+        for live in local.registry
+        if live.session is not None
+        for channel in live.session.channels.values()
+    )
+
+
+def broker_stalled(local: LocalGate) -> bool:
+    return any(live.session.broker_stalled for live in local.registry if live.session is not None)
 
 
 async def test_only_the_consumers_that_a_change_concerns(tmp_path: Path, fake: FakeBroker) -> None:

@@ -285,7 +285,9 @@ class Engine:
             grants.append((name, answer.state))
             tags |= answer.tags
             renewed = True
-        return replace(identity, tags=tags if renewed else identity.tags, grants=tuple(grants))
+        if not renewed:
+            return replace(identity, grants=tuple(grants))
+        return replace(identity, tags=tags, grants=tuple(grants), tag_sources=())
 
     def topic_rule(self, identity: Identity, vhost: bytes, exchange: bytes) -> bool:
         """Could any topic check refuse here? Where in doubt, yes. Never on the default exchange."""

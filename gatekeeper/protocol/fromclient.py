@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.model import TopicAccess
+from gatekeeper.model import Access, Kind, Permission, TopicAccess
 from gatekeeper.protocol.channels import (
     ChannelState,
     Content,

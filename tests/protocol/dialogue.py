@@ -213,7 +213,7 @@ class Policy:
         self.log.append((channel, error))
 
     def rights_changed(self) -> None:
-        self._ready = {key for key in self._ready if not isinstance(key, Access)}
+        self._asked = {key: at for key, at in self._asked.items() if not isinstance(key, Access)}
 
     def recheck(self, check: Check) -> Decision | None:
         return self.check(check)

@@ -49,6 +49,7 @@ def settle(one: Dialogue, *, answer: bool = True) -> None:
     for _ in range(1000):
         if not one.session.consumers.busy:
             break
+        one.policy.turn += 1
         one.session.consumers.go_on()
         one.flush(answer=answer)
     one.reply(b"")

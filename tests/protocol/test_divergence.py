@@ -425,9 +425,11 @@ def test_a_consumer_that_the_broker_ends_while_it_is_judged() -> None:
     one.policy.slow = True
     buf = bytearray(SECRET)
     for _ in range(2):
+        one.policy.turn += 1
         assert one.session.client_data(buf, 0, len(buf)) == 0
         assert one.session.client_stalled
     one.reply(call(1, (60, 30), b"t", 1))  # the queue has just gone
+    one.policy.turn += 1
     one.session.client_data(buf, 0, len(buf))
     one.flush(answer=False)
     one.reply(call(1, (60, 31), b"t"))

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable, Iterator
 
 from gatekeeper import __version__, logs
+from gatekeeper.administration import Desk
 from gatekeeper.backends.registry import Backends
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import GatekeeperError, OperatorError
@@ -102,10 +103,11 @@ class App:
                 settings, buffer, self._accept, self._owner, self._log, numbers
             )
             self._closing.callback(self._listeners.close)
+            self.fleet: Fleet = LocalFleet(self._registry, self._upstreams, self._refresh)
+            self._desk = self._desk_or_none()
         except BaseException:
             self._closing.close()
             raise
-        self.fleet: Fleet = LocalFleet(self._registry, self._upstreams, self._refresh)
         self._closing.callback(self._store.subscribe(self._store_changed))
 
     # --- wiring ---
@@ -129,6 +131,19 @@ class App:
             WorkerDuties(registry, self._refresh, shared.changed_elsewhere, self.stop)
         )
         return shared, registry
+
+    def _desk_or_none(self) -> Desk | None:
+        """A worker is not the whole gate: its supervisor has the administration."""
+        if self._place is not None:
+            return None
+        return Desk(
+            self._settings,
+            store=self._store,
+            engine=self._gate.engine,
+            fleet=self.fleet,
+            exchanges=self._exchanges,
+            clear_cache=self._backends.clear_cache,
+        )
 
     def _accept(self, endpoint: Endpoint, peer: Peer, number: int) -> None:
         self._clients.start(Connection(self._gate, endpoint, peer, number).live())
@@ -203,9 +218,13 @@ class App:
         """Serve until a signal, or of a worker the supervisor, says so; then stop in order."""
         signals = _signals(self._stopping) if self._place is None else contextlib.nullcontext()
         with self._closing, signals:
-            await self._start()
-            await self._stopping.wanted.wait()
-            await self._stop()
+            try:
+                await self._start()
+                await self._stopping.wanted.wait()
+                await self._stop()
+            finally:
+                if self._desk is not None:
+                    await self._desk.close()
             await self._exchanges.close()
             await self._backends.close()
             await self._owner.close()
@@ -232,6 +251,8 @@ class App:
         if self._place is not None:
             self._place.member.started(self.addresses)
             return
+        if self._desk is not None:
+            await self._desk.start()
         self._log.info(ready_line(self.addresses, workers=1))
 
     async def _keep_learning(self, link: UpstreamLink) -> None:

@@ -27,26 +27,31 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from gatekeeper import logs
+from gatekeeper.administration import Desk
 from gatekeeper.app import STORE_REFRESH, App, ready_line
+from gatekeeper.backends.registry import Backends
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import GatekeeperError, OperatorError
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.prepare import prepared_store
 from gatekeeper.server import nursery
 from gatekeeper.server.control import Hub, Link
+from gatekeeper.server.endpoint import SharedBuffer
+from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.fleet import Fleet, HubFleet
 from gatekeeper.server.member import Member
 from gatekeeper.server.nursery import ForkError, Nursery, NurseryGoneError
 from gatekeeper.server.ports import HeldPorts
 from gatekeeper.server.shared import ConnectionNumbers, Place
 from gatekeeper.server.tasks import Owner
+from gatekeeper.server.upstreams import Upstreams
 from gatekeeper.store.records import StoreEvent
-from gatekeeper.store.store import Store
 from gatekeeper.tls import client_context, server_context
 
 PAUSE_FIRST, PAUSE_MAX = 0.1, 10.0
@@ -148,9 +153,12 @@ class Supervisor:
         self.hub = Hub(self._log, self._changed_by_worker)
         self.fleet: Fleet = HubFleet(self.hub, self._settings.upstreams)
         try:
-            with self._signals(), contextlib.closing(self._open_store()) as self._store:
+            epoch = Epoch()
+            store = prepared_store(self._settings, epoch, self._log)
+            with self._signals(), contextlib.closing(store) as self._store:
                 self._store.subscribe(self._changed_here)
-                await self._run_workers()
+                async with self._administered(epoch) as self._desk:
+                    await self._run_workers()
         finally:
             self._nursery.close()
             await self._owner.close()
@@ -159,8 +167,29 @@ class Supervisor:
         self._log.info("stopped")
         return 0
 
-    def _open_store(self) -> Store:
-        return prepared_store(self._settings, Epoch(), self._log)
+    @contextlib.asynccontextmanager
+    async def _administered(self, epoch: Epoch) -> AsyncIterator[Desk]:
+        """With backends of this process's own, for administrators alone; the brokers are asked
+        only where their question needs it."""
+        settings = self._settings
+        exchanges = Exchanges(
+            Upstreams(settings.upstreams, SharedBuffer()), epoch, self._task_failed
+        )
+        backends = Backends(settings, self._store)
+        desk = Desk(
+            settings,
+            store=self._store,
+            engine=Engine(backends.pairs, exchanges, settings.loopback_users),
+            fleet=self.fleet,
+            exchanges=exchanges,
+        )
+        try:
+            await backends.start()
+            yield desk
+        finally:
+            await desk.close()
+            await exchanges.close()
+            await backends.close()
 
     async def _run_workers(self) -> None:
         numbers = range(1, self._settings.workers + 1)
@@ -181,6 +210,11 @@ class Supervisor:
     async def _announce(self, started: list[asyncio.Event]) -> None:
         for event in started:
             await event.wait()
+        try:
+            await self._desk.start()
+        except OperatorError as error:
+            self._give_up(error)
+            return
         self._ready = True
         tcp = [f"amqp://{address}" for address in self._settings.tcp_listeners]
         tls = [f"amqps://{address}" for address in self._settings.ssl_listeners]

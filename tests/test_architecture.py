@@ -28,6 +28,7 @@ LINES: tuple[frozenset[str], ...] = (
     frozenset({"backends", "prepare"}),
     frozenset({"server"}),
     frozenset({"admin"}),
+    frozenset({"administration"}),
     frozenset({"app"}),
     frozenset({"supervisor"}),
     frozenset({"cli"}),

@@ -24,6 +24,7 @@ from gatekeeper.config.settings import Settings
 from gatekeeper.logs import Logger
 from gatekeeper.model import Credentials, Identity, Peer, Secret
 from gatekeeper.policy.engine import Engine, LoginRefused
+from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.fleet import Fleet, SilentWorkersError
 from gatekeeper.server.tasks import Owner
 from gatekeeper.store.draft import Draft
@@ -53,11 +54,20 @@ class Administration:
     """The operations behind every administrative interface. For use in one event loop.
 
     engine: judges logins and explains. fleet: the processes that serve clients.
-    log: category ``audit``.
+    log: category ``audit``. exchanges: what is known of the brokers' exchanges.
+    clear_cache: makes the cache backend forget, where this process has all of it.
     """
 
     def __init__(
-        self, *, settings: Settings, store: Store, engine: Engine, fleet: Fleet, log: Logger
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        engine: Engine,
+        fleet: Fleet,
+        log: Logger,
+        exchanges: Exchanges | None = None,
+        clear_cache: Callable[[], int] | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -65,7 +75,9 @@ class Administration:
         self.fleet = fleet
         self.started = time.time()
         self.node = f"gatekeeper@{socket.gethostname().partition('.')[0]}"
+        self.clear_cache = clear_cache
         self._log = log
+        self._exchanges = exchanges
         # One thread: SQLite has one writer, and two administrators are served in turn.
         self._writer = ThreadPoolExecutor(1, "store-writer")
         self._readers = ThreadPoolExecutor(2, "store-reader")
@@ -156,6 +168,13 @@ class Administration:
     async def all_rows(self, listing: Callable[[], Iterator[T]]) -> list[T]:
         """A listing as a whole, for answers that are one document anyway."""
         return await self.read(lambda: list(listing()))
+
+    async def exchange_exists(self, vhost: bytes, exchange: bytes) -> bool:
+        """Asked of the broker; where it does not tell: yes."""
+        if self._exchanges is None or not exchange:
+            return True
+        exists = self._exchanges.exists(vhost, exchange)
+        return exists if isinstance(exists, bool) else await exists
 
     # --- logins ---
 

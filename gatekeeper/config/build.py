@@ -16,6 +16,7 @@ from typing import Any, cast
 from gatekeeper.config import accounts, tls
 from gatekeeper.config.backends import backends, module
 from gatekeeper.config.build_oauth2 import oauth2
+from gatekeeper.config.control import control
 from gatekeeper.config.definitions import definitions
 from gatekeeper.config.ldap import ldap
 from gatekeeper.config.management import management
@@ -81,6 +82,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         ldap=ldap(typed, problems, warnings),
         store_url=typed.one("store.url", str),
         drain_timeout=typed.one("drain_timeout", float),
+        control=control(typed),
         management=management(typed, problems, warnings),
         workers=_workers(typed, problems),
         oauth2=oauth2(typed, problems, warnings, used=OAUTH2 in used),

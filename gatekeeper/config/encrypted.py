@@ -1,4 +1,4 @@
-"""Decrypts ``encrypted:BASE64`` values as ``rabbitmqctl encode`` writes them.
+"""Decrypts ``encrypted:BASE64`` values as ``rabbitmqctl encode`` writes them, and writes them.
 
 Strategy: one pure function over bytes; every failure is a DecryptionError whose text says what
 to check and never shows passphrase, key or plaintext.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -45,10 +46,11 @@ HASHES: Mapping[str, str] = MappingProxyType(
 _SALT_LENGTH = 16
 _BLOCK_LENGTH = 16
 _VERSION = 131
-_BINARY, _STRING, _NIL = 109, 107, 106
-_ATOM, _ATOM_UTF8, _SMALL_ATOM, _SMALL_ATOM_UTF8 = 100, 118, 115, 119
+BINARY, STRING, ATOM = 109, 107, 119
+"""Tags of terms that are written (an atom of at most 255 bytes)."""
+_NIL, _ATOM, _ATOM_UTF8, _SMALL_ATOM = 106, 100, 118, 115
 _LENGTH_BYTES: Mapping[int, int] = MappingProxyType(
-    {_BINARY: 4, _STRING: 2, _NIL: 0, _ATOM: 2, _ATOM_UTF8: 2, _SMALL_ATOM: 1, _SMALL_ATOM_UTF8: 1}
+    {BINARY: 4, STRING: 2, _NIL: 0, _ATOM: 2, _ATOM_UTF8: 2, _SMALL_ATOM: 1, ATOM: 1}
 )
 
 
@@ -74,6 +76,10 @@ class Decoder:
 
         Raises DecryptionError: no passphrase, not base64, too short, wrong parameters.
         """
+        return Secret(self.decrypt_term(encoded)[1])
+
+    def decrypt_term(self, encoded: str) -> tuple[int, bytes]:
+        """The tag of the Erlang term that was encrypted, and its bytes. As :meth:`decrypt`."""
         if self.passphrase is None:
             raise DecryptionError(
                 "the value is encrypted, but there is no passphrase; set"
@@ -90,15 +96,9 @@ class Decoder:
             raise DecryptionError(
                 "the encrypted value is cut off; copy the whole output of 'rabbitmqctl encode'"
             )
-        key = hashlib.pbkdf2_hmac(
-            HASHES[self.hash],
-            self.passphrase.value,
-            data[:_SALT_LENGTH],
-            self.iterations,
-            CIPHERS[self.cipher],
-        )
+        key = self._key(self.passphrase, data[:_SALT_LENGTH])
         iv = data[_SALT_LENGTH : _SALT_LENGTH + _BLOCK_LENGTH]
-        decryptor = Cipher(algorithms.AES(key), modes.CBC(iv)).decryptor()
+        decryptor = self._cipher(key, iv).decryptor()
         padded = decryptor.update(ciphertext) + decryptor.finalize()
         # Not limited to one block: some of RabbitMQ's own samples pad with more.
         plaintext = _term(padded[: -padded[-1]]) if 0 < padded[-1] <= len(padded) else None
@@ -107,13 +107,36 @@ class Decoder:
                 "the value does not decrypt; check config_entry_decoder.passphrase, .cipher,"
                 " .hash and .iterations against those of 'rabbitmqctl encode'"
             )
-        return Secret(plaintext)
+        return plaintext
+
+    def encrypt_term(self, tag: int, text: bytes) -> str:
+        """The inverse, with a new salt: what stands after ``encrypted:``.
+
+        tag: BINARY, STRING or ATOM. Raises DecryptionError where there is no passphrase.
+        """
+        if self.passphrase is None:
+            raise DecryptionError("there is no passphrase")
+        term = bytes((_VERSION, tag)) + len(text).to_bytes(_LENGTH_BYTES[tag], "big") + text
+        padding = _BLOCK_LENGTH - len(term) % _BLOCK_LENGTH
+        salt, iv = os.urandom(_SALT_LENGTH), os.urandom(_BLOCK_LENGTH)
+        encryptor = self._cipher(self._key(self.passphrase, salt), iv).encryptor()
+        data = encryptor.update(term + bytes((padding,)) * padding) + encryptor.finalize()
+        return base64.b64encode(salt + iv + data).decode("ascii")
+
+    def _key(self, passphrase: Secret, salt: bytes) -> bytes:
+        return hashlib.pbkdf2_hmac(
+            HASHES[self.hash], passphrase.value, salt, self.iterations, CIPHERS[self.cipher]
+        )
+
+    @staticmethod
+    def _cipher(key: bytes, iv: bytes) -> Cipher[modes.CBC]:
+        return Cipher(algorithms.AES(key), modes.CBC(iv))
 
 
-def _term(data: bytes) -> bytes | None:
-    """The bytes of one Erlang binary, string or atom in external format, or None."""
+def _term(data: bytes) -> tuple[int, bytes] | None:
+    """One Erlang binary, string or atom in external format: its tag and its bytes, or None."""
     if len(data) < 2 or data[0] != _VERSION or data[1] not in _LENGTH_BYTES:
         return None
     start = 2 + _LENGTH_BYTES[data[1]]
     length = int.from_bytes(data[2:start], "big")
-    return data[start:] if len(data) == start + length else None
+    return (data[1], data[start:]) if len(data) == start + length else None

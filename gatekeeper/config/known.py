@@ -45,7 +45,6 @@ class Refusal:
 
 
 REFUSALS: tuple[Refusal, ...] = (
-    Refusal("control.**", "is not supported yet; remove it"),
     Refusal(
         "definitions.tls.crl_check",
         "is not supported yet: revoked certificates would be accepted; remove it",

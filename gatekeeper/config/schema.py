@@ -28,6 +28,7 @@ from gatekeeper.config import (
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
 from gatekeeper.config.keys_backends import BACKEND
+from gatekeeper.config.keys_control import SECTION as _CONTROL
 from gatekeeper.config.keys_ldap import SECTION as _LDAP
 from gatekeeper.config.keys_live import SECTION as _LIVE
 from gatekeeper.config.spec import KeySpec, Section, matches, row
@@ -662,6 +663,7 @@ SECTIONS: tuple[Section, ...] = (
             ),
         ),
     ),
+    _CONTROL,
     keys_management.SECTION,
     Section(
         "Erlang terms",

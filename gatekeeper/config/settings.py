@@ -342,6 +342,18 @@ class Management:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """``control.*``.
+
+    socket: the local socket of gatekeeperctl; None: there is none.
+    configured: the operator has named it, so a gate that cannot have it must not start.
+    """
+
+    socket: Path | None = None
+    configured: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The whole configuration, valid as far as can be told without opening a socket.
 
@@ -377,6 +389,7 @@ class Settings:
     upstreams: Mapping[str, Upstream]
     store_url: str = field(repr=False)
     drain_timeout: float
+    control: ControlSettings = field(default_factory=ControlSettings)
     management: Management = field(default_factory=Management)
     workers: int = 1
     ldap: LdapSettings | None = None

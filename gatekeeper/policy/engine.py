@@ -110,6 +110,9 @@ class NonsenseError(TypeError):
     """A backend answered something that its contract does not list."""
 
 
+_Attempt = Callable[[Pair, Credentials, Peer], Awaitable[Identity | LoginRefused]]
+
+
 class _InternalError(Exception):
     """Inside a login: give up the whole chain, as an Erlang crash does."""
 
@@ -148,11 +151,24 @@ class Engine:
 
         Source: rabbit_access_control:check_user_login, check_user_loopback.
         """
+        return await self._log_in(credentials, peer, self._try)
+
+    async def identify(self, username: bytes, peer: Peer) -> Identity | LoginRefused:
+        """As :meth:`login` of somebody whose credentials are right: only the authorisation
+        backends are asked, of the first pair whose backends all know the user.
+
+        INVARIANT: for explanations alone; nobody may be let in by it.
+        """
+        return await self._log_in(Credentials("", username), peer, self._known)
+
+    async def _log_in(
+        self, credentials: Credentials, peer: Peer, attempt: _Attempt
+    ) -> Identity | LoginRefused:
         user = _shown(credentials.username)
         result: Identity | LoginRefused = LoginRefused(f"No modules checked '{user}'")
         try:
             for pair in self._pairs:
-                result = await self._try(pair, credentials, peer)
+                result = await attempt(pair, credentials, peer)
                 if isinstance(result, Identity):
                     break
         except Exception as error:  # noqa: BLE001 - whatever a backend raises is a refusal
@@ -182,6 +198,11 @@ class Engine:
             fixed = _fixed(pair.authn, accepted)
             return Identity(accepted.username, accepted.tags, grants, pair.tag_sources, fixed)
         return await self._authorize(pair, accepted, credentials, peer)
+
+    async def _known(
+        self, pair: Pair, credentials: Credentials, peer: Peer
+    ) -> Identity | LoginRefused:
+        return await self._authorize(pair, Accepted(credentials.username), credentials, peer)
 
     @staticmethod
     async def _authorize(

@@ -21,10 +21,11 @@ async def explain(engine: Engine, identity: Identity, vhost: bytes, check: Check
     where = f"in vhost '{_shown(vhost)}' for user '{_shown(identity.username)}'"
     detail = decision.detail.decode("utf-8", "replace")
     rule = f" ({decision.rule})" if decision.rule else ""
-    return f"{verdict}: {_asked(check)} {where}{detail}{rule}"
+    return f"{verdict}: {asked(check)} {where}{detail}{rule}"
 
 
-def _asked(check: Check) -> str:
+def asked(check: Check) -> str:
+    """The question, in RabbitMQ's words."""
     if isinstance(check, Access):
         return f"{check.permission} access to {check.kind} '{_shown(check.name)}'"
     if isinstance(check, AnyAccess):

@@ -14,18 +14,22 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gatekeeper.config.settings import Address, Limits, Upstream
-from gatekeeper.errors import GatekeeperError
+from gatekeeper.errors import BackendError, GatekeeperError
 from gatekeeper.model import Credentials, Peer, Secret
 from gatekeeper.protocol import wire
-from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Tuned
+from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Stage, Tuned
 from gatekeeper.protocol.upstream import UpstreamHandshake, upstream_properties
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.infos import UpstreamStatus
 from gatekeeper.server.proxy_protocol import build
+from gatekeeper.server.renewal import Renewal
 from gatekeeper.tls import client_context
+
+if TYPE_CHECKING:
+    from gatekeeper.backends.oauth2.service_token import ServiceToken
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach one server of an upstream."""
@@ -82,14 +86,21 @@ class BrokerFacts:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConnection:
-    """An open connection. first: what the broker sent behind connection.open-ok."""
+    """An open connection. first: what the broker sent behind connection.open-ok.
+
+    token: what it has logged in by, if it was one of the gate's own.
+    """
 
     endpoint: Endpoint
     first: bytes
+    token: ServiceToken | None = None
 
 
 class UpstreamLink:
-    """One upstream of the configuration."""
+    """One upstream of the configuration. Raises ConfigError.
+
+    renewal: of the service account's token, if it has one; ``app.py`` runs it.
+    """
 
     def __init__(self, settings: Upstream, buffer: SharedBuffer) -> None:
         self.settings = settings
@@ -98,6 +109,7 @@ class UpstreamLink:
         self._tls = None
         if settings.tls is not None:
             self._tls = client_context(settings.tls, f"upstreams.{settings.name}.ssl_options")
+        self.renewal = _renewal(settings)
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
         self.learned = asyncio.Event()
@@ -109,7 +121,35 @@ class UpstreamLink:
 
     @property
     def has_service_account(self) -> bool:
-        return bool(self.settings.username) or self.settings.auth_mechanism == "EXTERNAL"
+        settings = self.settings
+        return bool(settings.username or settings.token) or settings.auth_mechanism == "EXTERNAL"
+
+    @property
+    def service_user(self) -> bytes:
+        """Who the gate is at the broker, empty if that is not known."""
+        token = None if self.renewal is None else self.renewal.current
+        return self.settings.username or (b"" if token is None else token.user)
+
+    def outdated(self, connection: UpstreamConnection) -> bool:
+        """Is there a newer token than that of this connection of the gate's own?"""
+        return self.renewal is not None and connection.token is not self.renewal.current
+
+    async def secret_size(self, credentials: Credentials) -> int:
+        """Bytes of the password that a client's connection will log in by. Raises
+        UpstreamUnavailableError."""
+        settings = self.settings
+        if settings.credentials == "client":
+            return 0 if credentials.password is None else len(credentials.password.value)
+        token = await self._token()
+        return len((settings.password if token is None else token.secret).value)
+
+    async def _token(self) -> ServiceToken | None:
+        if self.renewal is None:
+            return None
+        try:
+            return await self.renewal.get()
+        except BackendError as error:
+            raise UpstreamUnavailableError(f"upstream {self.settings.name}: {error}") from None
 
     async def connect(
         self,
@@ -128,9 +168,12 @@ class UpstreamLink:
         settings = self.settings
         mechanism: Literal["PLAIN", "AMQPLAIN", "EXTERNAL"] = settings.auth_mechanism
         username, password = settings.username, settings.password
+        token: ServiceToken | None = None
         if settings.credentials == "client" and peer is not None:
             username, password = credentials.username, credentials.password or Secret(b"")
             mechanism = "AMQPLAIN" if credentials.mechanism == "AMQPLAIN" else "PLAIN"
+        elif (token := await self._token()) is not None:
+            password = token.secret
         handshake = UpstreamHandshake(
             mechanism=mechanism,
             username=username,
@@ -151,8 +194,10 @@ class UpstreamLink:
                     f"upstream {settings.name}: the broker did not finish the handshake within "
                     f"{HANDSHAKE_TIMEOUT:.0f} s"
                 ) from None
+            if self.renewal is not None and token is not None and _login_refused(error):
+                self.renewal.doubt()
             raise
-        return UpstreamConnection(endpoint, handshake.leftover())
+        return UpstreamConnection(endpoint, handshake.leftover(), token)
 
     def _servers(self) -> Iterator[Address]:
         servers = self.settings.servers
@@ -353,6 +398,18 @@ class Upstreams:
 def _least(ours: int, theirs: int) -> int:
     """The stricter of two limits where 0 is none."""
     return min(ours, theirs) if ours and theirs else ours or theirs
+
+
+def _renewal(settings: Upstream) -> Renewal | None:
+    if settings.token is None:
+        return None
+    from gatekeeper.backends.oauth2.service_token import token_source  # noqa: PLC0415 - seldom used
+
+    return Renewal(settings.name, token_source(settings.token, f"upstreams.{settings.name}"))
+
+
+def _login_refused(error: BaseException) -> bool:
+    return isinstance(error, UpstreamRefusedError) and error.refused.stage is Stage.LOGIN
 
 
 def _plain(error: Exception) -> str:

@@ -6,8 +6,12 @@ from gatekeeper.config import datatypes as types
 from gatekeeper.config.spec import Section, row
 
 _NAME = types.string(pattern=".+", expected="a name, not an empty text")
-# Without a user and a password, which a URL shows everywhere.
-_HTTPS = types.string(pattern=r"https://[^\s/?#@]+([/?][^\s#]*)?", expected="a URL: https://...")
+# A user and a password in it would be shown wherever the URL is.
+_HTTPS = types.string(
+    pattern=r"https://[^\s/?#@]+([/?][^\s#]*)?",
+    expected="a URL: https://..., without user and password",
+    hidden=True,
+)
 _UPSTREAM = "upstreams.$name."
 _OAUTH2 = _UPSTREAM + "oauth2."
 

@@ -157,8 +157,9 @@ async def gate(
     tls: TlsFiles | None = None,
     without: Iterable[str] = (),
 ) -> AsyncIterator[LocalGate]:
-    """Run the gate (without: keys of GateConfig's that it does not get); stop it with SIGTERM at the end, as an operator would.
+    """Run the gate; stop it with SIGTERM at the end, as an operator would.
 
+    values: keys beside GateConfig's; without: those of GateConfig's that it does not get.
     Fails the test if anything inside the gate raised where it must not: in a task or a callback.
     """
     config = GateConfig(folder, upstream=upstream).with_definitions(document)

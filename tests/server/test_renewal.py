@@ -346,11 +346,14 @@ async def test_client_properties_leave_room_for_a_long_token(
 ) -> None:
     """A broker before 4.1 takes no start-ok of more than 4096 bytes."""
     properties = {"product": "p", "information": "i" * 2000}
-    async with gate_with_file(tmp_path, broker, b"x" * 2500) as (local, _):
-        async with await local.login(properties=properties):
-            assert b"information" not in broker.sessions[-1].properties
-            assert broker.sessions[-1].properties[b"product"] == b"p"
-            assert len(broker.sessions[-1].raw) < 4096
+    async with (
+        gate_with_file(tmp_path, broker, b"x" * 2500) as (local, _),
+        await local.login(properties=properties),
+    ):
+        session = broker.sessions[-1]
+        assert b"information" not in session.properties
+        assert session.properties[b"product"] == b"p"
+        assert len(session.raw) < 4096
 
 
 @pytest.mark.usefixtures("quick")

@@ -4,7 +4,8 @@ Strategy: one task fetches, for everybody: before anybody needs a token, again b
 after a failure until there is one. Who needs a token gets the present one, waits for the fetch
 under way, or is told why there is none; no client can cause a fetch, except (rationed) one whose
 login the broker has refused. A new token goes to the open connections too, a few each turn of the
-event loop. A failure leaves the present token as it is, until it ends.
+event loop, once a login has shown that the broker takes it: it closes whatever connection is told
+of another. A failure leaves the present token as it is, until it ends.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from gatekeeper import logs
@@ -36,14 +37,19 @@ Renew = Callable[[Secret], None]
 
 
 class Renewal:
-    """name: of the upstream."""
+    """name: of the upstream. refuses: does the broker refuse a login by this token?"""
 
     def __init__(
-        self, name: str, source: TokenSource, clock: Callable[[], float] = time.time
+        self,
+        name: str,
+        source: TokenSource,
+        refuses: Callable[[ServiceToken], Awaitable[bool]],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.current: ServiceToken | None = None
         self._name = name
         self._source = source
+        self._refuses = refuses
         self._clock = clock
         self._failure = "none has been fetched yet"
         self._said = ""
@@ -65,9 +71,13 @@ class Renewal:
     def _holds(self) -> bool:
         return self.current is not None and self.current.valid(self._clock())
 
-    def doubt(self) -> None:
-        """The broker has refused the present token: fetch another soon."""
-        self._doubted.set()
+    def _is_new(self, token: ServiceToken) -> bool:
+        return self.current is None or self.current.secret != token.secret
+
+    def doubt(self, token: ServiceToken | None) -> None:
+        """The broker has refused this token: if it is the present one, fetch another soon."""
+        if token is not None and token is self.current:
+            self._doubted.set()
 
     # --- connections that log in by it ---
 
@@ -115,6 +125,9 @@ class Renewal:
                 token = await self._source.fetch()
             if not token.valid(self._clock()):
                 raise BackendError("the token has ended already")  # noqa: TRY301
+            # The first is tried by whoever comes; there is nothing to lose yet.
+            if self._holds() and self._is_new(token) and await self._refuses(token):
+                raise BackendError("the broker refuses it")  # noqa: TRY301
         except TimeoutError:
             self._failed(f"no answer within {FETCH_TIMEOUT:.0f} s")
         except BackendError as error:
@@ -131,7 +144,7 @@ class Renewal:
     def _fetched(self, token: ServiceToken) -> None:
         self._said = ""
         self._doubted.clear()
-        if self.current is not None and self.current.secret == token.secret:
+        if not self._is_new(token):
             return
         self.current = token
         life = "" if token.expires is None else f", valid for {token.expires - self._clock():.0f} s"

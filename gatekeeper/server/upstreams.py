@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -109,7 +109,7 @@ class UpstreamLink:
         self._tls = None
         if settings.tls is not None:
             self._tls = client_context(settings.tls, f"upstreams.{settings.name}.ssl_options")
-        self.renewal = _renewal(settings)
+        self.renewal = _renewal(settings, self._refuses)
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
         self.learned = asyncio.Event()
@@ -158,21 +158,21 @@ class UpstreamLink:
         properties: bytes,
         wanted: tuple[int, int, int] | None,
         peer: Peer | None,
+        token: ServiceToken | None = None,
     ) -> UpstreamConnection:
         """Log in at the broker and open the vhost.
 
         credentials: the client's, used where ``credentials = client``. properties: raw client
-        properties. wanted: negotiated with the client, None takes the broker's. Raises
-        UpstreamUnavailableError, UpstreamRefusedError.
+        properties. wanted: negotiated with the client, None takes the broker's. token: to log in
+        by instead of the present one. Raises UpstreamUnavailableError, UpstreamRefusedError.
         """
         settings = self.settings
         mechanism: Literal["PLAIN", "AMQPLAIN", "EXTERNAL"] = settings.auth_mechanism
         username, password = settings.username, settings.password
-        token: ServiceToken | None = None
         if settings.credentials == "client" and peer is not None:
             username, password = credentials.username, credentials.password or Secret(b"")
             mechanism = "AMQPLAIN" if credentials.mechanism == "AMQPLAIN" else "PLAIN"
-        elif (token := await self._token()) is not None:
+        elif (token := token or await self._token()) is not None:
             password = token.secret
         handshake = UpstreamHandshake(
             mechanism=mechanism,
@@ -194,8 +194,8 @@ class UpstreamLink:
                     f"upstream {settings.name}: the broker did not finish the handshake within "
                     f"{HANDSHAKE_TIMEOUT:.0f} s"
                 ) from None
-            if self.renewal is not None and token is not None and _login_refused(error):
-                self.renewal.doubt()
+            if self.renewal is not None and _login_refused(error):
+                self.renewal.doubt(token)
             raise
         return UpstreamConnection(endpoint, handshake.leftover(), token)
 
@@ -301,7 +301,9 @@ class UpstreamLink:
             limits,
         )
 
-    async def service(self, vhost: bytes, purpose: str) -> UpstreamConnection:
+    async def service(
+        self, vhost: bytes, purpose: str, token: ServiceToken | None = None
+    ) -> UpstreamConnection:
         """A connection of the gate's own, on the service account."""
         properties = upstream_properties(
             wire.table([(b"product", ("S", b"gatekeeper"))]),
@@ -309,7 +311,16 @@ class UpstreamLink:
             f"gatekeeper {purpose}".encode(),
         )
         nobody = Credentials("PLAIN", b"")
-        return await self.connect(vhost, nobody, properties, None, None)
+        return await self.connect(vhost, nobody, properties, None, None, token)
+
+    async def _refuses(self, token: ServiceToken) -> bool:
+        """Does the broker refuse a login by it? False where that cannot be told now."""
+        try:
+            connection = await self.service(self.service_vhost, "token", token)
+        except (UpstreamRefusedError, UpstreamUnavailableError) as error:
+            return _login_refused(error)
+        await say_goodbye(connection.endpoint)
+        return False
 
     async def learn(self) -> None:
         """Ask the broker once. Raises UpstreamUnavailableError, UpstreamRefusedError.
@@ -400,12 +411,15 @@ def _least(ours: int, theirs: int) -> int:
     return min(ours, theirs) if ours and theirs else ours or theirs
 
 
-def _renewal(settings: Upstream) -> Renewal | None:
+def _renewal(
+    settings: Upstream, refuses: Callable[[ServiceToken], Awaitable[bool]]
+) -> Renewal | None:
     if settings.token is None:
         return None
     from gatekeeper.backends.oauth2.service_token import token_source  # noqa: PLC0415 - seldom used
 
-    return Renewal(settings.name, token_source(settings.token, f"upstreams.{settings.name}"))
+    source = token_source(settings.token, f"upstreams.{settings.name}")
+    return Renewal(settings.name, source, refuses)
 
 
 def _login_refused(error: BaseException) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -43,6 +43,12 @@ class Script:
         self.gate = asyncio.Event()
         self.gate.set()
         self.due = FOREVER
+        self.bad: set[bytes] = set()
+        self.tried: list[bytes] = []
+
+    async def refuses(self, token: ServiceToken) -> bool:
+        self.tried.append(token.secret.value)
+        return token.secret.value in self.bad
 
     async def fetch(self) -> ServiceToken:
         self.fetches += 1
@@ -66,8 +72,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 @contextlib.asynccontextmanager
-async def kept(source: Script, clock: object = time.time) -> AsyncIterator[Renewal]:
-    renewal = Renewal("east", source, clock)  # type: ignore[arg-type]
+async def kept(source: Script, clock: Callable[[], float] = time.time) -> AsyncIterator[Renewal]:
+    renewal = Renewal("east", source, source.refuses, clock)
     keeping = asyncio.get_running_loop().create_task(renewal.keep())
     try:
         yield renewal
@@ -144,17 +150,37 @@ async def test_a_refused_login_fetches_again_but_not_at_will(
     source = Script(token("a"), token("a"), token("b"))
     async with kept(source) as renewal:
         assert (await renewal.get()).secret.value == b"a"
-        renewal.doubt()
+        renewal.doubt(renewal.current)
         await until(lambda: source.fetches == 2)
         await asyncio.sleep(0.05)
         assert source.fetches == 2
         monkeypatch.setattr(module, "RATION", FOREVER)
-        renewal.doubt()
+        renewal.doubt(renewal.current)
         await until(lambda: source.fetches == 3)
         for _ in range(10):
-            renewal.doubt()
+            renewal.doubt(renewal.current)
             await asyncio.sleep(0.005)
         assert source.fetches == 3
+
+
+async def test_a_token_that_the_broker_does_not_take_replaces_none(log: Recorder) -> None:
+    source = Script(token("a"), token("a"), token("bad"), token("b"))
+    source.bad = {b"bad", b"a"}
+    async with kept(source) as renewal:
+        first = await renewal.get()
+        told: list[bytes] = []
+        renewal.follow(first, lambda secret: told.append(secret.value))
+        renewal.doubt(token("a"))  # another of the same name, which is not the present one
+        await asyncio.sleep(0.05)
+        assert source.fetches == 1
+        source.due = 0.0
+        renewal.doubt(first)
+        await log.wait_for("no new token: the broker refuses it; the present one still holds")
+        await log.wait_for("new token; 1 connections are told")
+        await until(lambda: told)
+    assert told == [b"b"]
+    # Neither the first, which nothing could be lost by, nor the same again is tried.
+    assert source.tried == [b"bad", b"b"]
 
 
 # --- followers ---
@@ -191,11 +217,11 @@ async def test_a_new_token_is_passed_on_a_few_at_a_time(log: Recorder) -> None:
                 turns.append(len(told))
                 await asyncio.sleep(0)
 
-        renewal.doubt()
+        renewal.doubt(renewal.current)
         await until(lambda: source.fetches == 2)
         await asyncio.sleep(0.03)
         assert not told
-        renewal.doubt()
+        renewal.doubt(renewal.current)
         async with asyncio.timeout(5):
             await watch()
         assert told == list(range(count - 1))
@@ -368,6 +394,30 @@ async def test_the_gates_own_questions_come_with_the_new_token(
         await local.log.wait_for("new token$", count=2)
         assert link.outdated(old)
         old.endpoint.abort()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_connections_are_not_told_of_a_token_that_no_login_passes_by(
+    tmp_path: Path, broker: Broker
+) -> None:
+    async def judge(session: BrokerSession) -> None:
+        await session.greet()
+        if b"bad" in session.methods[0][1]["response"]:
+            await session.refuse(403, b"ACCESS_REFUSED - Login was refused")
+            return
+        await session.accept()
+        await broker.session(session)
+
+    broker.raw = judge
+    async with gate_with_file(tmp_path, broker, b"first") as (local, path):
+        client = await local.login()
+        path.write_bytes(b"bad")
+        await local.log.wait_for("no new token: the broker refuses it; the present one still holds")
+        broker.stop_listening()
+        path.write_bytes(b"unchecked")
+        await until(lambda: broker.secrets)
+        assert broker.secrets == [b"unchecked"]
+        await client.close()
 
 
 # --- names ---

@@ -316,8 +316,9 @@ class UpstreamLink:
     async def _refuses(self, token: ServiceToken) -> bool:
         """Does the broker refuse a login by it? False where that cannot be told now."""
         try:
-            connection = await self.service(self.service_vhost, "token", token)
-        except (UpstreamRefusedError, UpstreamUnavailableError) as error:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                connection = await self.service(self.service_vhost, "token", token)
+        except (TimeoutError, UpstreamRefusedError, UpstreamUnavailableError) as error:
             return _login_refused(error)
         await say_goodbye(connection.endpoint)
         return False

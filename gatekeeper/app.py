@@ -239,6 +239,9 @@ class App:
 
     async def _start(self) -> None:
         await self._backends.start()
+        for link in self._upstreams.links.values():
+            if link.renewal is not None:
+                self._owner.start(link.renewal.keep())
         learning = [
             self._owner.start(self._keep_learning(link)) for link in self._upstreams.links.values()
         ]

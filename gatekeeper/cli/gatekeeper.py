@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ import click
 from gatekeeper import __version__, logs
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import HttpsDefinitions, Settings
-from gatekeeper.errors import ConfigError, OperatorError
+from gatekeeper.errors import BackendError, ConfigError, OperatorError
 
 T = TypeVar("T")
 
@@ -76,8 +77,28 @@ def _check(settings: Settings) -> None:
         Store.open("sqlite::memory:", algorithm=settings.password_hashing)
     ) as store:
         problems = asyncio.run(Backends(settings, store).problems())
+    problems += asyncio.run(_token_problems(settings))
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+async def _token_problems(settings: Settings) -> list[str]:
+    """The upstreams whose token cannot be had. Raises ConfigError."""
+    from gatekeeper.backends.oauth2.service_token import token_source  # noqa: PLC0415
+
+    problems = []
+    for name, upstream in settings.upstreams.items():
+        if upstream.token is None:
+            continue
+        place = f"upstreams.{name}"
+        try:
+            token = await token_source(upstream.token, place).fetch()
+        except BackendError as error:
+            problems.append(f"{place}: there is no token: {error}")
+        else:
+            if not token.valid(time.time()):
+                problems.append(f"{place}: its token has ended already")
+    return problems
 
 
 def _run(settings: Settings) -> None:

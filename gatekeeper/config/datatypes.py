@@ -270,6 +270,11 @@ def pem_file() -> Datatype:
     return Datatype("PEM file", convert)
 
 
+def readable_file() -> Datatype:
+    """A file that can be read."""
+    return Datatype("file", lambda text: _existing(text, directory=False))
+
+
 def readable_path() -> Datatype:
     """A file or directory that can be read."""
     return Datatype("file or directory", lambda text: _existing(text, directory=True))

@@ -24,6 +24,7 @@ from gatekeeper.config import (
     keys_definitions,
     keys_management,
     keys_oauth2,
+    keys_tokens,
 )
 from gatekeeper.config.conf import Key
 from gatekeeper.config.encrypted import CIPHERS, HASHES
@@ -90,7 +91,8 @@ SECTIONS: tuple[Section, ...] = (
                 _UPSTREAM + "username",
                 _NAME,
                 None,
-                "The service account.",
+                "The service account. With a token it may be left out; the broker takes the "
+                "name from the token.",
                 example="gatekeeper",
                 required=True,
             ),
@@ -187,6 +189,7 @@ SECTIONS: tuple[Section, ...] = (
             ),
         ),
     ),
+    keys_tokens.SECTION,
     Section(
         "Listeners",
         (

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gatekeeper.config.backends import BackendsSettings
     from gatekeeper.config.ldap import LdapSettings  # which is made of settings of this file
     from gatekeeper.config.oauth2 import OAuth2Settings  # which is made of settings of this file
+    from gatekeeper.config.tokens import TokenGrant  # which is made of settings of this file
 
 LogLevel = Literal[
     "debug", "info", "notice", "warning", "error", "critical", "alert", "emergency", "none"
@@ -259,6 +260,7 @@ class Upstream:
     vhosts: routed here; the upstream ``default`` also serves every vhost routed nowhere else.
     credentials: ``service`` logs in upstream as username, ``client`` as the client did.
     username, password: the service account; both empty where there is none.
+    token: where the token comes from that is its password then, by a grant or from a file.
     auth_mechanism: of the service account; EXTERNAL logs in by the certificate of ``tls``.
     tls: None is a plain connection.
     proxy_protocol: the header that tells the broker the client's address, None for no header.
@@ -270,6 +272,7 @@ class Upstream:
     credentials: Literal["service", "client"] = "service"
     username: bytes = b""
     password: Secret = field(default_factory=lambda: Secret(b""))
+    token: TokenGrant | Path | None = None
     auth_mechanism: Literal["PLAIN", "EXTERNAL"] = "PLAIN"
     tls: ClientTls | None = None
     proxy_protocol: Literal["v1", "v2"] | None = None

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar, cast
 
 from gatekeeper.config.settings import Address, ClientTls, Upstream
 from gatekeeper.config.tls import client_tls
+from gatekeeper.config.tokens import service_token
 from gatekeeper.config.typed import Problems, Typed
 from gatekeeper.model import Secret
 
@@ -52,9 +53,10 @@ def _upstream(typed: Typed, name: str, problems: Problems, warnings: list[str]) 
         )
     mechanism = typed.one(_PREFIX + "auth_mechanism", str, name)
     tls = client_tls(typed, name, problems, warnings)
-    if mechanism == "EXTERNAL":
+    token = service_token(typed, name, problems, warnings)
+    if token is None and mechanism == "EXTERNAL":
         _check_external(typed, name, tls, password, problems)
-    elif credentials == "service" or username or password.value:
+    elif token is None and (credentials == "service" or username or password.value):
         for key, value in (("username", username), ("password", password.value)):
             if not value:
                 problems.add(
@@ -68,6 +70,7 @@ def _upstream(typed: Typed, name: str, problems: Problems, warnings: list[str]) 
         credentials=credentials,
         username=username.encode(),
         password=password,
+        token=token,
         auth_mechanism="EXTERNAL" if mechanism == "EXTERNAL" else "PLAIN",
         tls=tls,
         proxy_protocol=cast(

@@ -60,6 +60,7 @@ from gatekeeper.protocol.wire import (
     FRAME_METHOD,
     WireError,
     frame,
+    longstr,
     method,
     read_properties,
     shortstr,
@@ -172,7 +173,8 @@ class ClientFrames:
         return TAKEN
 
     def _update_secret(self, secret: bytes, reason: bytes) -> Outcome:
-        """semantics.md 1.11: never forwarded, it would change the gate's own credentials."""
+        """semantics.md 1.11. Forwarded only where the broker knows the client's own credentials;
+        elsewhere it would change the gate's."""
         session = self._s
         if not self._secret_taken:
             answer = session.policy.update_secret(secret, reason)
@@ -186,7 +188,12 @@ class ClientFrames:
         if not session.consumers.go_on():
             raise Pending
         self._secret_taken = False
-        session.to_client.append(UPDATE_SECRET_OK)
+        if session.relay_secret:
+            session.relayed += 1  # the broker's answer is the client's
+            update = longstr(secret) + shortstr(reason)
+            session.to_broker.append(method(0, 10, 70, update))
+        else:
+            session.to_client.append(UPDATE_SECRET_OK)
         return TAKEN
 
     # --- channels ---

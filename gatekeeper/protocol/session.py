@@ -39,7 +39,7 @@ from gatekeeper.protocol.states import (
     Pending,
     State,
 )
-from gatekeeper.protocol.wire import close_method
+from gatekeeper.protocol.wire import close_method, longstr, method, shortstr
 
 JUDGED_AT_ONCE = 256
 """Work of the readable code before other connections get their turn: about a millisecond. A frame
@@ -112,6 +112,8 @@ class Session:
 
     frame_max, channel_max: as negotiated with the client, 0 for none.
     cancel_notify: did the client announce consumer_cancel_notify?
+    relay_secret: the client is logged in at the broker as itself, which must be told of its new
+        secrets too.
     """
 
     def __init__(
@@ -123,12 +125,17 @@ class Session:
         frame_max: int,
         channel_max: int,
         cancel_notify: bool = True,
+        relay_secret: bool = False,
     ) -> None:
         self._context = context
         self.policy = policy
         self.epoch = epoch
         self.channel_max = channel_max
         self.cancel_notify = cancel_notify
+        self.relay_secret = relay_secret
+        self.relayed = 0  # secrets of the client's that the broker has not answered
+        self.renewing = False  # the same of the gate's own, of which there is one at a time
+        self._next_secret: bytes | None = None
         limit = context.max_message_size
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
         self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, _user_id(context))
@@ -320,6 +327,30 @@ class Session:
         """
         self.consumers.judge_again(Cause.CHANGE)
         self.consumers.go_on()
+
+    def renew(self, secret: bytes) -> bool:
+        """Tell the broker the service account's new secret (connection.update-secret).
+
+        A broker may be slow to answer (RabbitMQ does not read from publishers when it is short of
+        memory): meanwhile only the newest secret waits. False: it is too long for the connection.
+        """
+        update = method(0, 10, 70, longstr(secret) + shortstr(b"token renewed"))
+        if len(update) > self.lane.frame_max:
+            return False
+        if self.among(State.RUNNING, State.FAILING):
+            if self.renewing:
+                self._next_secret = secret
+            else:
+                self.renewing = True
+                self.to_broker.append(update)
+        return True
+
+    def renewed(self) -> None:
+        """The broker has taken the service account's new secret."""
+        self.renewing = False
+        secret, self._next_secret = self._next_secret, None
+        if secret is not None:
+            self.renew(secret)
 
     def forget(self) -> None:
         """The policy has changed: no approval holds any more."""

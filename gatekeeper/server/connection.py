@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from gatekeeper import __version__
 from gatekeeper.config.settings import Settings
@@ -55,8 +57,8 @@ from gatekeeper.server.upstreams import (
 from gatekeeper.store.store import Store
 
 PROPERTIES_LIMIT = 3000
-"""Bytes of client properties that are mirrored whole. A broker takes no larger frame than 4096
-bytes before the tuning (8192 from 4.1 on) and is silent about one; the rest is ours."""
+"""Bytes of password and client properties that are mirrored whole. A broker takes no larger frame
+than 4096 bytes before the tuning (8192 from 4.1 on), is silent about one; the rest is ours."""
 ESSENTIAL_PROPERTIES = frozenset({b"capabilities", b"product", b"version", b"platform"})
 
 
@@ -113,6 +115,7 @@ class Connection:
         self._arrival: Arrival | None = None
         self._judged = gate.epoch.value
         self._expiry: Expiry | None = None
+        self._leave: Callable[[], None] | None = None
 
     async def live(self) -> None:
         """The whole life; returns when the client's socket is closed or about to be."""
@@ -140,6 +143,8 @@ class Connection:
         finally:
             if self._expiry is not None:
                 self._expiry.cancel()
+            if self._leave is not None:
+                self._leave()
             if live is not None:
                 self._gate.registry.remove(live)
             self._client.hold(HOLD_CLOSED)
@@ -346,9 +351,10 @@ class Connection:
     async def _log_in(self, link: UpstreamLink, greeted: Greeted) -> UpstreamConnection:
         login, tuned, user = greeted.login, greeted.tuned, greeted.identity.username
         where = f"{self._peer.host}:{self._peer.port}"
+        room = PROPERTIES_LIMIT - await link.secret_size(login.credentials)
         client_properties = login.client_properties
         for kept in (ESSENTIAL_PROPERTIES, frozenset({b"capabilities"})):
-            if len(client_properties) > PROPERTIES_LIMIT:
+            if len(client_properties) > room:
                 client_properties = wire.table(
                     (key, value)
                     for key, value in wire.read_table(client_properties).items()
@@ -381,7 +387,7 @@ class Connection:
         except ValueError:
             code = ReplyCode.INTERNAL_ERROR
         explanation = refused.text.removeprefix(code.name.encode() + b" - ")
-        ours = b"user '%b'" % link.settings.username
+        ours = b"user '%b'" % link.service_user
         return AmqpError(code, explanation.replace(ours, b"user '%b'" % user))
 
     # --- the session ---
@@ -413,13 +419,14 @@ class Connection:
                 username=identity.username,
                 impersonator=authority.may_impersonate(),  # the login may be a while ago
                 max_message_size=gate.settings.limits.max_message_size,
-                service_user=link.settings.username if link is not None else None,
+                service_user=link.service_user if link is not None else None,
             ),
             authority,
             gate.epoch,
             frame_max=greeted.tuned.frame_max,
             channel_max=greeted.tuned.channel_max,
             cancel_notify=b"consumer_cancel_notify" in greeted.login.capabilities,
+            relay_secret=link is not None and link.settings.credentials == "client",
         )
 
         def end(how: End) -> None:
@@ -441,6 +448,9 @@ class Connection:
         lines.opened(greeted.vhost)
         self._await_expiry(identity, live)
         pump.start(self._handshake.leftover(), upstream.first)
+        if link is not None and link.renewal is not None and upstream.token is not None:
+            self._leave = partial(link.renewal.leave, pump.renew)
+            link.renewal.follow(upstream.token, pump.renew)
         return ended
 
     def _await_expiry(self, identity: Identity, live: Live) -> None:

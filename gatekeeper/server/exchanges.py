@@ -86,8 +86,10 @@ class _Prober:
         return ExchangeKind.UNKNOWN
 
     async def _ask(self, exchange: bytes) -> ExchangeKind:
+        link = self._upstreams.route(self._vhost)
+        if self._connection is not None and link is not None and link.outdated(self._connection):
+            self._drop()
         if self._connection is None:
-            link = self._upstreams.route(self._vhost)
             if link is None or not link.has_service_account:
                 return ExchangeKind.UNKNOWN
             self._connection = await link.service(self._vhost, "exchange types")

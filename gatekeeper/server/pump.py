@@ -11,6 +11,7 @@ import enum
 from collections.abc import Callable
 
 from gatekeeper.errors import AmqpError, ReplyCode
+from gatekeeper.model import Secret
 from gatekeeper.protocol.session import Session
 from gatekeeper.protocol.states import State
 from gatekeeper.server.endpoint import (
@@ -277,6 +278,13 @@ class Pump:
         if self.session.state is State.RUNNING:
             self._forced(error)
         self.session.close(error)
+        self._flush()
+
+    def renew(self, secret: Secret) -> None:
+        """The service account has a new secret, which the broker must know here too."""
+        if not self.session.renew(secret.value):
+            text = b"upstream broker: the gate's new credentials are longer than frame_max"
+            self.close(AmqpError(ReplyCode.CONNECTION_FORCED, text))
         self._flush()
 
     def _client_lost(self, _error: Exception | None) -> None:

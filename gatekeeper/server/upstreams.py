@@ -12,20 +12,24 @@ import contextlib
 import itertools
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gatekeeper.config.settings import Address, Limits, Upstream
-from gatekeeper.errors import GatekeeperError
+from gatekeeper.errors import BackendError, GatekeeperError
 from gatekeeper.model import Credentials, Peer, Secret
 from gatekeeper.protocol import wire
-from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Tuned
+from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Stage, Tuned
 from gatekeeper.protocol.upstream import UpstreamHandshake, upstream_properties
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.infos import UpstreamStatus
 from gatekeeper.server.proxy_protocol import build
+from gatekeeper.server.renewal import Renewal
 from gatekeeper.tls import client_context
+
+if TYPE_CHECKING:
+    from gatekeeper.backends.oauth2.service_token import ServiceToken
 
 CONNECT_TIMEOUT = 5.0
 """Seconds to reach one server of an upstream."""
@@ -82,14 +86,21 @@ class BrokerFacts:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConnection:
-    """An open connection. first: what the broker sent behind connection.open-ok."""
+    """An open connection. first: what the broker sent behind connection.open-ok.
+
+    token: what it has logged in by, if it was one of the gate's own.
+    """
 
     endpoint: Endpoint
     first: bytes
+    token: ServiceToken | None = None
 
 
 class UpstreamLink:
-    """One upstream of the configuration."""
+    """One upstream of the configuration. Raises ConfigError.
+
+    renewal: of the service account's token, if it has one; ``app.py`` runs it.
+    """
 
     def __init__(self, settings: Upstream, buffer: SharedBuffer) -> None:
         self.settings = settings
@@ -98,6 +109,7 @@ class UpstreamLink:
         self._tls = None
         if settings.tls is not None:
             self._tls = client_context(settings.tls, f"upstreams.{settings.name}.ssl_options")
+        self.renewal = _renewal(settings, self._refuses)
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
         self.learned = asyncio.Event()
@@ -109,7 +121,35 @@ class UpstreamLink:
 
     @property
     def has_service_account(self) -> bool:
-        return bool(self.settings.username) or self.settings.auth_mechanism == "EXTERNAL"
+        settings = self.settings
+        return bool(settings.username or settings.token) or settings.auth_mechanism == "EXTERNAL"
+
+    @property
+    def service_user(self) -> bytes:
+        """Who the gate is at the broker, empty if that is not known."""
+        token = None if self.renewal is None else self.renewal.current
+        return self.settings.username or (b"" if token is None else token.user)
+
+    def outdated(self, connection: UpstreamConnection) -> bool:
+        """Is there a newer token than that of this connection of the gate's own?"""
+        return self.renewal is not None and connection.token is not self.renewal.current
+
+    async def secret_size(self, credentials: Credentials) -> int:
+        """Bytes of the password that a client's connection will log in by. Raises
+        UpstreamUnavailableError."""
+        settings = self.settings
+        if settings.credentials == "client":
+            return 0 if credentials.password is None else len(credentials.password.value)
+        token = await self._token()
+        return len((settings.password if token is None else token.secret).value)
+
+    async def _token(self) -> ServiceToken | None:
+        if self.renewal is None:
+            return None
+        try:
+            return await self.renewal.get()
+        except BackendError as error:
+            raise UpstreamUnavailableError(f"upstream {self.settings.name}: {error}") from None
 
     async def connect(
         self,
@@ -118,12 +158,13 @@ class UpstreamLink:
         properties: bytes,
         wanted: tuple[int, int, int] | None,
         peer: Peer | None,
+        token: ServiceToken | None = None,
     ) -> UpstreamConnection:
         """Log in at the broker and open the vhost.
 
         credentials: the client's, used where ``credentials = client``. properties: raw client
-        properties. wanted: negotiated with the client, None takes the broker's. Raises
-        UpstreamUnavailableError, UpstreamRefusedError.
+        properties. wanted: negotiated with the client, None takes the broker's. token: to log in
+        by instead of the present one. Raises UpstreamUnavailableError, UpstreamRefusedError.
         """
         settings = self.settings
         mechanism: Literal["PLAIN", "AMQPLAIN", "EXTERNAL"] = settings.auth_mechanism
@@ -131,6 +172,8 @@ class UpstreamLink:
         if settings.credentials == "client" and peer is not None:
             username, password = credentials.username, credentials.password or Secret(b"")
             mechanism = "AMQPLAIN" if credentials.mechanism == "AMQPLAIN" else "PLAIN"
+        elif (token := token or await self._token()) is not None:
+            password = token.secret
         handshake = UpstreamHandshake(
             mechanism=mechanism,
             username=username,
@@ -151,8 +194,10 @@ class UpstreamLink:
                     f"upstream {settings.name}: the broker did not finish the handshake within "
                     f"{HANDSHAKE_TIMEOUT:.0f} s"
                 ) from None
+            if self.renewal is not None and _login_refused(error):
+                self.renewal.doubt(token)
             raise
-        return UpstreamConnection(endpoint, handshake.leftover())
+        return UpstreamConnection(endpoint, handshake.leftover(), token)
 
     def _servers(self) -> Iterator[Address]:
         servers = self.settings.servers
@@ -256,7 +301,9 @@ class UpstreamLink:
             limits,
         )
 
-    async def service(self, vhost: bytes, purpose: str) -> UpstreamConnection:
+    async def service(
+        self, vhost: bytes, purpose: str, token: ServiceToken | None = None
+    ) -> UpstreamConnection:
         """A connection of the gate's own, on the service account."""
         properties = upstream_properties(
             wire.table([(b"product", ("S", b"gatekeeper"))]),
@@ -264,7 +311,17 @@ class UpstreamLink:
             f"gatekeeper {purpose}".encode(),
         )
         nobody = Credentials("PLAIN", b"")
-        return await self.connect(vhost, nobody, properties, None, None)
+        return await self.connect(vhost, nobody, properties, None, None, token)
+
+    async def _refuses(self, token: ServiceToken) -> bool:
+        """Does the broker refuse a login by it? False where that cannot be told now."""
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                connection = await self.service(self.service_vhost, "token", token)
+        except (TimeoutError, UpstreamRefusedError, UpstreamUnavailableError) as error:
+            return _login_refused(error)
+        await say_goodbye(connection.endpoint)
+        return False
 
     async def learn(self) -> None:
         """Ask the broker once. Raises UpstreamUnavailableError, UpstreamRefusedError.
@@ -353,6 +410,21 @@ class Upstreams:
 def _least(ours: int, theirs: int) -> int:
     """The stricter of two limits where 0 is none."""
     return min(ours, theirs) if ours and theirs else ours or theirs
+
+
+def _renewal(
+    settings: Upstream, refuses: Callable[[ServiceToken], Awaitable[bool]]
+) -> Renewal | None:
+    if settings.token is None:
+        return None
+    from gatekeeper.backends.oauth2.service_token import token_source  # noqa: PLC0415 - seldom used
+
+    source = token_source(settings.token, f"upstreams.{settings.name}")
+    return Renewal(settings.name, source, refuses)
+
+
+def _login_refused(error: BaseException) -> bool:
+    return isinstance(error, UpstreamRefusedError) and error.refused.stage is Stage.LOGIN
 
 
 def _plain(error: Exception) -> str:

@@ -91,6 +91,7 @@ ANSWERS: dict[tuple[int, int], Callable[[tuple[int | bytes, ...]], tuple[int | b
     (90, 20): lambda _f: (),
     (90, 30): lambda _f: (),
     (10, 50): lambda _f: (),
+    (10, 70): lambda _f: (),
 }
 NOWAIT = {(40, 10): 16, (40, 20): 2, (40, 30): 1, (40, 40): 1, (50, 10): 16, (50, 20): 1}
 NOWAIT |= {(50, 30): 1, (50, 40): 4, (60, 20): 8, (60, 30): 1, (85, 10): 1}
@@ -238,6 +239,7 @@ class Dialogue:
         frame_max: int = 131072,
         channel_max: int = 2047,
         cancel_notify: bool = True,
+        relay_secret: bool = False,
     ) -> None:
         self.policy = policy or Policy()
         self.policy.impersonator = context is not None and context.impersonator
@@ -252,6 +254,7 @@ class Dialogue:
             frame_max=frame_max,
             channel_max=channel_max,
             cancel_notify=cancel_notify,
+            relay_secret=relay_secret,
         )
         self._tail = b""
         self._broker_tail = b""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -155,15 +155,19 @@ async def gate(
     *,
     document: Mapping[str, Any] = USERS,
     tls: TlsFiles | None = None,
+    without: Iterable[str] = (),
 ) -> AsyncIterator[LocalGate]:
     """Run the gate; stop it with SIGTERM at the end, as an operator would.
 
+    values: keys beside GateConfig's; without: those of GateConfig's that it does not get.
     Fails the test if anything inside the gate raised where it must not: in a task or a callback.
     """
     config = GateConfig(folder, upstream=upstream).with_definitions(document)
     config.set("loopback_users.local", "true").set("drain_timeout", 0)
     if tls is not None:
         config.with_tls(tls)
+    for key in without:
+        config.unset(key)
     for key, value in (values or {}).items():
         config.set(key, value)
     settings = load_settings(config.write(), {})

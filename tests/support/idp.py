@@ -98,6 +98,8 @@ class IdentityProvider:
     def __init__(self, folder: Path, *keys: SigningKey) -> None:
         self.keys = list(keys)
         self.requests: list[str] = []
+        self.forms: list[dict[str, object]] = []
+        self.authorizations: list[str] = []
         self.answers: dict[str, Answer] = {}
         authority = trustme.CA()
         self.authority = folder / "idp-ca.pem"
@@ -113,7 +115,7 @@ class IdentityProvider:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._certificate.configure_cert(context)
         app = web.Application()
-        app.router.add_get("/{path:.*}", self._answer)
+        app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=context)
@@ -136,6 +138,10 @@ class IdentityProvider:
     def jwks_uri(self) -> str:
         return self.url + "/jwks"
 
+    @property
+    def token_endpoint(self) -> str:
+        return self.url + "/token"
+
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request.path_qs)
         if request.path in self.answers:
@@ -153,6 +159,21 @@ class IdentityProvider:
             return web.Response(**response)
 
         self.answers[path] = fixed
+
+    def grant(self, *tokens: bytes, **more: Any) -> None:
+        """Give these out at ``token_endpoint``, one after the other, the last for ever.
+
+        more: members of the answer beside ``access_token``.
+        """
+        left = list(tokens)
+
+        async def give(request: web.Request) -> web.StreamResponse:
+            self.forms.append({**await request.post()})
+            self.authorizations.append(request.headers.get("Authorization", ""))
+            token = left.pop(0) if left[1:] else left[0]
+            return web.json_response({"access_token": token.decode(), **more})
+
+        self.answers["/token"] = give
 
     def hold(self, path: str) -> None:
         """Answer only when ``release`` is set."""

@@ -1,14 +1,15 @@
 """Documents of an identity provider, over HTTPS: bounded in time and size.
 
-A document is fetched when a key is missing, which is rare: each fetch has a session (and so a
-connection) of its own, and nothing stays open in between.
+A document is fetched when a key is missing or a token nears its end, which is rare: each fetch
+has a session (and so a connection) of its own, and nothing stays open in between.
 Source: ``uaa_jwks``, ``oauth2_client`` (4.3.5).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from gatekeeper.config.settings import ClientTls
 from gatekeeper.errors import BackendError
@@ -25,7 +26,7 @@ MAX_REDIRECTS = 5
 class Document:
     status: int
     content_type: str
-    body: bytes
+    body: bytes = field(repr=False)  # it may hold a token
 
 
 class Fetcher:
@@ -38,6 +39,14 @@ class Fetcher:
 
     async def get(self, url: str) -> Document:
         """Raises BackendError; its text is an Erlang-like term for the log."""
+        return await self._request("GET", url, max_redirects=MAX_REDIRECTS)
+
+    async def post(self, url: str, form: Mapping[str, str], authorization: str) -> Document:
+        """The same for a form. A redirect is not followed: it would be told what is secret."""
+        headers = {"Authorization": authorization, "Accept": "application/json"}
+        return await self._request("POST", url, data=form, headers=headers, allow_redirects=False)
+
+    async def _request(self, method: str, url: str, **options: Any) -> Document:
         import aiohttp  # noqa: PLC0415 - an extra
 
         try:
@@ -50,7 +59,7 @@ class Fetcher:
                     headers={"Accept-Encoding": "identity"},
                     cookie_jar=aiohttp.DummyCookieJar(),
                 ) as session,
-                session.get(url, max_redirects=MAX_REDIRECTS) as response,
+                session.request(method, url, **options) as response,
             ):
                 steps = (*response.history, response)
                 if any(step.url.scheme != "https" for step in steps):

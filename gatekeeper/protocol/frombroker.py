@@ -72,9 +72,9 @@ class BrokerFrames:
         if ids in ((10, 60), (10, 61)):  # blocked, unblocked
             return PASS
         if ids == (10, 71):
-            return self._secret_updated()
+            return session.renewals.answered()
         if ids == (10, 50):
-            if session.renewing and _of_update_secret(payload):
+            if session.renewals.refused(payload):
                 session.broken = "it refused the gate's new credentials"
                 return TAKEN
             session.to_client.append(self._close(0, 10, payload))
@@ -95,18 +95,6 @@ class BrokerFrames:
                 return TAKEN
             return PASS
         session.broken = f"the broker sent method {ids[0]}.{ids[1]} in a running connection"
-        return TAKEN
-
-    def _secret_updated(self) -> Outcome:
-        """An answer to the gate itself, or to the client; never both on one connection."""
-        session = self._s
-        if session.renewing:
-            session.renewed()
-            return TAKEN
-        if session.relayed:
-            session.relayed -= 1
-            return PASS
-        session.broken = "the broker sent an update-secret-ok that nobody asked for"
         return TAKEN
 
     def _close(self, number: int, class_id: int, payload: bytes) -> bytes:
@@ -254,11 +242,3 @@ class BrokerFrames:
         (60, 30): _cancel,
         (60, 31): _cancel_ok,
     }
-
-
-def _of_update_secret(payload: bytes) -> bool:
-    """Does this connection.close name connection.update-secret as its cause? Raises WireError."""
-    reader = Reader(payload, 4)
-    reader.short()
-    reader.shortstr()
-    return (reader.short(), reader.short()) == (10, 70)

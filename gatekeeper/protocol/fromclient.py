@@ -60,7 +60,6 @@ from gatekeeper.protocol.wire import (
     FRAME_METHOD,
     WireError,
     frame,
-    longstr,
     method,
     read_properties,
     shortstr,
@@ -188,10 +187,8 @@ class ClientFrames:
         if not session.consumers.go_on():
             raise Pending
         self._secret_taken = False
-        if session.relay_secret:
-            session.relayed += 1  # the broker's answer is the client's
-            update = longstr(secret) + shortstr(reason)
-            session.to_broker.append(method(0, 10, 70, update))
+        if session.renewals.relays:
+            session.renewals.relay(secret, reason)
         else:
             session.to_client.append(UPDATE_SECRET_OK)
         return TAKEN

@@ -30,6 +30,7 @@ from gatekeeper.protocol.frames import ASK, BODY, NEED_MORE, Lane, scan_broker, 
 from gatekeeper.protocol.frombroker import BrokerFrames
 from gatekeeper.protocol.fromclient import ClientFrames
 from gatekeeper.protocol.layouts import Abort
+from gatekeeper.protocol.renewals import Renewals
 from gatekeeper.protocol.states import (
     CONNECTION_CLOSE_OK,
     MAX_CONTENT,
@@ -39,7 +40,7 @@ from gatekeeper.protocol.states import (
     Pending,
     State,
 )
-from gatekeeper.protocol.wire import close_method, longstr, method, shortstr
+from gatekeeper.protocol.wire import close_method
 
 JUDGED_AT_ONCE = 256
 """Work of the readable code before other connections get their turn: about a millisecond. A frame
@@ -132,10 +133,6 @@ class Session:
         self.epoch = epoch
         self.channel_max = channel_max
         self.cancel_notify = cancel_notify
-        self.relay_secret = relay_secret
-        self.relayed = 0  # secrets of the client's that the broker has not answered
-        self.renewing = False  # the same of the gate's own, of which there is one at a time
-        self._next_secret: bytes | None = None
         limit = context.max_message_size
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
         self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, _user_id(context))
@@ -155,6 +152,7 @@ class Session:
         self._remembered = 0
         self._waited = False
         self.consumers = Consumers(self)
+        self.renewals = Renewals(self, relays=relay_secret)
         self._client = ClientFrames(self)
         self._broker = BrokerFrames(self)
 
@@ -327,30 +325,6 @@ class Session:
         """
         self.consumers.judge_again(Cause.CHANGE)
         self.consumers.go_on()
-
-    def renew(self, secret: bytes) -> bool:
-        """Tell the broker the service account's new secret (connection.update-secret).
-
-        A broker may be slow to answer (RabbitMQ does not read from publishers when it is short of
-        memory): meanwhile only the newest secret waits. False: it is too long for the connection.
-        """
-        update = method(0, 10, 70, longstr(secret) + shortstr(b"token renewed"))
-        if len(update) > self.lane.frame_max:
-            return False
-        if self.among(State.RUNNING, State.FAILING):
-            if self.renewing:
-                self._next_secret = secret
-            else:
-                self.renewing = True
-                self.to_broker.append(update)
-        return True
-
-    def renewed(self) -> None:
-        """The broker has taken the service account's new secret."""
-        self.renewing = False
-        secret, self._next_secret = self._next_secret, None
-        if secret is not None:
-            self.renew(secret)
 
     def forget(self) -> None:
         """The policy has changed: no approval holds any more."""

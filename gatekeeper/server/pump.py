@@ -282,7 +282,7 @@ class Pump:
 
     def renew(self, secret: Secret) -> None:
         """The service account has a new secret, which the broker must know here too."""
-        if not self.session.renew(secret.value):
+        if not self.session.renewals.renew(secret.value):
             text = b"upstream broker: the gate's new credentials are longer than frame_max"
             self.close(AmqpError(ReplyCode.CONNECTION_FORCED, text))
         self._flush()

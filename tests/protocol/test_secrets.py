@@ -40,7 +40,7 @@ def secrets(dialogue: Dialogue) -> list[int | bytes]:
 
 def test_the_gates_own_secret_is_no_business_of_the_client(one: Dialogue) -> None:
     before = bytes(one.client)
-    assert one.session.renew(b"token")
+    assert one.session.renewals.renew(b"token")
     one.flush()
     assert secrets(one) == [b"token"]
     assert bytes(one.client) == before
@@ -53,7 +53,7 @@ def test_it_goes_between_frames_wherever_the_client_stands(one: Dialogue) -> Non
     message = publish(1, parts=2)
     for cut in range(len(message)):
         one.send(message[:cut])
-        one.session.renew(b"%d" % cut)
+        one.session.renewals.renew(b"%d" % cut)
         one.flush()
         one.send(message[cut:])
     assert secrets(one) == [b"%d" % cut for cut in range(len(message))]
@@ -62,7 +62,7 @@ def test_it_goes_between_frames_wherever_the_client_stands(one: Dialogue) -> Non
 
 
 def test_the_answer_is_taken_out_of_what_the_broker_sends(one: Dialogue) -> None:
-    one.session.renew(b"token")
+    one.session.renewals.renew(b"token")
     one.flush(answer=False)
     del one.client[:]
     heartbeat = wire.frame(8, 0, b"")
@@ -72,7 +72,7 @@ def test_the_answer_is_taken_out_of_what_the_broker_sends(one: Dialogue) -> None
 
 def test_only_the_newest_waits_for_a_broker_that_does_not_answer(one: Dialogue) -> None:
     for secret in (b"1", b"2", b"3"):
-        one.session.renew(secret)
+        one.session.renewals.renew(secret)
     one.flush(answer=False)
     assert secrets(one) == [b"1"]
     one.reply(UPDATED)
@@ -81,19 +81,18 @@ def test_only_the_newest_waits_for_a_broker_that_does_not_answer(one: Dialogue) 
     one.reply(UPDATED)
     one.flush()
     assert secrets(one) == [b"1", b"3"]
-    assert not one.session.renewing
 
 
 def test_nothing_is_sent_where_the_end_has_begun(one: Dialogue) -> None:
     one.send(call(0, (10, 50), 200, b"bye", 0, 0), answer=False)
     assert one.state is State.CLIENT_CLOSING
-    assert one.session.renew(b"token")
+    assert one.session.renewals.renew(b"token")
     assert not one.flush()
 
 
 def test_the_end_before_the_answer(one: Dialogue) -> None:
-    one.session.renew(b"1")
-    one.session.renew(b"2")
+    one.session.renewals.renew(b"1")
+    one.session.renewals.renew(b"2")
     one.flush(answer=False)
     one.send(call(0, (10, 50), 200, b"bye", 0, 0), answer=False)
     one.reply(UPDATED + call(0, (10, 51)))
@@ -106,14 +105,14 @@ def test_the_end_before_the_answer(one: Dialogue) -> None:
 def test_a_secret_that_no_frame_can_carry() -> None:
     one = Dialogue(frame_max=4096)
     room = 4096 - 8 - 4 - 4 - 1 - len(b"token renewed")
-    assert one.session.renew(bytes(room))
-    assert not one.session.renew(bytes(room + 1))
+    assert one.session.renewals.renew(bytes(room))
+    assert not one.session.renewals.renew(bytes(room + 1))
     one.flush()
     assert [len(s) for s in secrets(one) if isinstance(s, bytes)] == [room]
 
 
 def test_refused_it_is_the_gates_trouble(one: Dialogue) -> None:
-    one.session.renew(b"token")
+    one.session.renewals.renew(b"token")
     one.flush(answer=False)
     one.reply(REFUSED)
     assert one.session.broken == "it refused the gate's new credentials"
@@ -121,7 +120,7 @@ def test_refused_it_is_the_gates_trouble(one: Dialogue) -> None:
 
 
 def test_any_other_close_is_the_brokers_own(one: Dialogue) -> None:
-    one.session.renew(b"token")
+    one.session.renewals.renew(b"token")
     one.flush(answer=False)
     one.reply(wire.close_method(0, 10, 320, b"CONNECTION_FORCED - bye", 0, 0))
     assert one.closes() == [(0, 320, b"CONNECTION_FORCED - bye", (0, 0))]

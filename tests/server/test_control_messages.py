@@ -22,6 +22,7 @@ from gatekeeper.server.infos import (
 from gatekeeper.server.member import PART, weight
 from gatekeeper.server.messages import (
     FRAME_LIMIT,
+    NAME_LIMIT,
     Admit,
     AdmitChannel,
     Admitted,
@@ -84,7 +85,7 @@ INFO = ConnectionInfo(
 )
 LONGEST = replace(
     INFO,
-    user=b"\xff" * 255,
+    user=b"\xff" * NAME_LIMIT,
     vhost=b"\0" * 255,
     host="f" * 45,
     local_host="f" * 45,
@@ -187,7 +188,7 @@ BAD = [
     b'{"is":"Admitted","id":1,"reached":"both"}',
     b'{"is":"Admitted","id":1,"reached":["none"]}',
     b'{"is":"Opened","number":1,"user":"\\u0100","vhost":"/"}',
-    b'{"is":"Opened","number":1,"user":"' + b"a" * 256 + b'","vhost":"/"}',
+    b'{"is":"Opened","number":1,"user":"' + b"a" * (NAME_LIMIT + 1) + b'","vhost":"/"}',
     b'{"is":"Opened","number":1,"user":null,"vhost":"/"}',
     b'{"is":"Done","id":1,"figures":{"a":"b"}}',
     b'{"is":"Done","id":1,"figures":[]}',

@@ -54,6 +54,8 @@ from gatekeeper.server.messages import (
     decode,
     encode,
 )
+from gatekeeper.store.passwords import SHA256
+from gatekeeper.store.records import User
 
 ALL_OCTETS = bytes(range(255))
 INFO = ConnectionInfo(
@@ -129,6 +131,20 @@ MESSAGES: list[Message] = [
 
 def frame(body: bytes) -> bytes:
     return struct.pack(">L", len(body)) + body
+
+
+@pytest.mark.parametrize("limit", [0, 2**63, 10**100])
+def test_whatever_limit_a_user_has_can_be_told(limit: int) -> None:
+    """One that is no message would cost the worker its line, and its clients theirs."""
+    user = User(b"u", b"", SHA256, limits={"max-connections": limit, "max-channels": limit})
+    limits = user.effective_limits
+    assert limits.max_connections is not None
+    assert limits.max_channels is not None
+    for message in (
+        Admit(1, 2, b"u", b"/", None, limits.max_connections),
+        AdmitChannel(1, b"u", limits.max_channels),
+    ):
+        assert list(Frames().feed(encode(message))) == [message]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)

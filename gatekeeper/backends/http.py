@@ -174,8 +174,9 @@ class HttpBackend:
             why = f"{{inet,[inet],{_cause(error)}}}"
             raise NoAnswerError(f"{{failed_connect,[{to},{why}]}}", unavailable=True) from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
-            # What aiohttp says may quote the URL, and a GET's holds the password.
-            raise NoAnswerError(type(error).__name__, unavailable=True) from None
+            # What aiohttp says may quote the URL, and a GET's holds the password. The server was
+            # there: what it hung up on may be the question, such as a name beyond its limits.
+            raise NoAnswerError(type(error).__name__) from None
 
     async def _request(self, url: str, form: str) -> tuple[int, bytes]:
         session = self._open()

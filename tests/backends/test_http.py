@@ -200,6 +200,19 @@ async def test_a_reason_reaches_the_client_only_where_configured(
     assert "s p&" not in str(logs)
 
 
+async def test_the_credentials_of_an_url_stay_out_of_the_log(service: Service) -> None:
+    service.answer = (200, "deny because")
+    url = f"http://gate:hunter2@127.0.0.1:{service.port}/auth?key=hunter3"
+    backend = HttpBackend(settings(service, vhost_path=url))
+    with structlog.testing.capture_logs() as lines:
+        assert not (await backend.vhost_access(USER, b"/", PEER)).allowed
+    await backend.close()
+    assert service.headers[-1]["Authorization"].startswith("Basic ")
+    assert [line["event"] for line in lines] == [
+        f"HTTP authorization denied for path http://127.0.0.1:{service.port}/auth: because"
+    ]
+
+
 async def test_connections_are_kept(service: Service, backend: HttpBackend) -> None:
     for _ in range(3):
         assert await backend.authenticate(BOB, PEER) == Accepted(b"bob")

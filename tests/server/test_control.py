@@ -399,3 +399,26 @@ async def test_one_process_counts_by_itself() -> None:
     assert await registry.admit(second, vhost_limit=1, user_limit=1) == "vhost"
     registry.remove(first)
     assert await registry.admit(second, vhost_limit=1, user_limit=1) == "none"
+
+
+async def test_news_of_exchanges_leave_room_for_what_counts(plane: Plane) -> None:
+    """A client that declares without end costs neither its worker's clients their places, nor a
+    worker that is slow to read its line."""
+    one = await plane.worker(1)
+    slow, link = await plane.raw(2)
+    name = b"x" * 250
+
+    def declare() -> None:
+        for _ in range(6000):  # 2 MB, without a turn of the loop
+            one.member.exchange_changed(b"/", name)
+
+    declare()
+    assert await one.admit(one.live(1), user_limit=5) == "none"
+    for number in range(3, 9, 2):
+        declare()
+        assert await one.admit(one.live(number), user_limit=5) == "none"
+    slow.send(encode(Admit(1, 2, b"bob", b"/", None, 5)))
+    await until(lambda: plane.hub.user_count(b"bob") == 1)
+    assert link.channel is not None
+    assert link.channel.open
+    assert not one.stops

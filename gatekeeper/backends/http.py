@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-from urllib.parse import quote_plus
+from urllib.parse import quote_plus, urlsplit
 
 import structlog
 
@@ -146,7 +146,7 @@ class HttpBackend:
         if verdict.reason is None:
             return verdict
         _log.info(
-            f"HTTP authorization denied for path {url}: {verdict.reason}",
+            f"HTTP authorization denied for path {_shown(url)}: {verdict.reason}",
             user=printable(parameters[0][1]).decode(),
             reason=verdict.reason,
         )
@@ -174,8 +174,9 @@ class HttpBackend:
             why = f"{{inet,[inet],{_cause(error)}}}"
             raise NoAnswerError(f"{{failed_connect,[{to},{why}]}}", unavailable=True) from None
         except (aiohttp.ClientError, ValueError, OSError) as error:
-            # What aiohttp says may quote the URL, and a GET's holds the password.
-            raise NoAnswerError(type(error).__name__, unavailable=True) from None
+            # What aiohttp says may quote the URL, and a GET's holds the password. The server was
+            # there: what it hung up on may be the question, such as a name beyond its limits.
+            raise NoAnswerError(type(error).__name__) from None
 
     async def _request(self, url: str, form: str) -> tuple[int, bytes]:
         session = self._open()
@@ -278,6 +279,12 @@ def _resource(
         ("permission", permission.encode()),
         ("tags", _tags(user)),
     )
+
+
+def _shown(url: str) -> str:
+    """Without what may be a secret: a password before the host, a key in the query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _tags(user: AuthUser) -> bytes:

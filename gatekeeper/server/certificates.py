@@ -87,7 +87,7 @@ def login_name(der: bytes, settings: CertLogin) -> bytes | None:
 def _alternative_name(parsed: x509.Certificate, settings: CertLogin) -> bytes | None:
     try:
         names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, x509.UnsupportedGeneralNameType):
         return None
     kind = _KINDS[settings.san_type]
     of_kind = [each for each in names if isinstance(each, kind)]

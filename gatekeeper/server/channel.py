@@ -159,6 +159,11 @@ class Channel(asyncio.Protocol):
         transport.write(encode(message))
         return True
 
+    def notify(self, message: Message) -> None:
+        """Send what may be lost, where there is room: it must not take it from what may not."""
+        if not self.full:
+            self.send(message)
+
     async def ask(self, make: Callable[[int], Message], within: float) -> Message:
         """Send the message that ``make`` gives for an id; its answer. Raises NoAnswerError."""
         request = next(self._ids)

@@ -149,7 +149,7 @@ class Hub:
                 # Who is too busy to be told asks the broker again in seconds anyway.
                 for other in self._links.values():
                     if other is not link and other.channel is not None:
-                        other.channel.send(message)
+                        other.channel.notify(message)
             case Started(addresses):
                 link.addresses = addresses
                 link.settled.set()

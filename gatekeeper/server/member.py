@@ -224,7 +224,8 @@ class Member:
 
     def exchange_changed(self, vhost: bytes, exchange: bytes) -> None:
         """A client of this worker has declared or deleted it: the others must ask again."""
-        self._answer(ExchangeChanged(vhost, exchange))
+        if self._channel is not None:
+            self._channel.notify(ExchangeChanged(vhost, exchange))
 
     async def admit(
         self,

@@ -31,8 +31,9 @@ from gatekeeper.server.registry import Limit
 
 FRAME_LIMIT = 128 * 1024
 """Bytes of one message, at most; lists that may be longer are sent in parts."""
-NAME_LIMIT = 255
-"""Octets of a name: AMQP's short string."""
+NAME_LIMIT = 8 * 1024
+"""Octets of a name. A user's is no short string: it may be a token's subject or a certificate's
+DN. With all else that a listing shows of a connection it must fit a frame, escaped sixfold."""
 TEXT_LIMIT = 2000
 """Characters of a text for people, at most; longer ones are cut when they are sent."""
 INTEGER_LIMIT = 2**63

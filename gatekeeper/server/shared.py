@@ -15,6 +15,7 @@ from gatekeeper.server.describe import channel_infos, connection_info
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.infos import ChannelInfo, ConnectionInfo
 from gatekeeper.server.member import Member
+from gatekeeper.server.messages import NAME_LIMIT
 from gatekeeper.server.registry import ChannelPlace, Limit, Live, Registry, process_figures
 from gatekeeper.server.upstreams import Upstreams
 
@@ -63,7 +64,11 @@ class SharedRegistry(Registry):
         self._member = member
 
     async def admit(self, live: Live, *, vhost_limit: int | None, user_limit: int | None) -> Limit:
-        """As in one process. Raises NoAnswerError: the supervisor does not answer; refuse."""
+        """As in one process. Raises NoAnswerError: the supervisor does not answer, or cannot be
+        told of such a user; refuse."""
+        if len(live.user) > NAME_LIMIT:
+            # INVARIANT: no name that a client can choose makes a message that is none.
+            raise NoAnswerError(f"a user name of more than {NAME_LIMIT} bytes")
         self.add(live)  # first, so that a revocation in the meantime finds it
         if vhost_limit is None and user_limit is None:
             self._member.opened(live.number, live.user, live.vhost)

@@ -25,8 +25,13 @@ class JsonObject(dict[str, object]):
         super().__init__(pairs)
         self.twice: str | None = None
         if len(self) != len(pairs):
-            keys = [key for key, _ in pairs]
-            self.twice = next(key for at, key in enumerate(keys) if key in keys[:at])
+            # Not by looking back for each key: of 1 MB that would take minutes.
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    self.twice = key
+                    break
+                seen.add(key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,13 @@ class Vhost:
         )
 
 
+UNREACHABLE = 2**62
+"""A limit that nothing meets; a higher one, which JSON can hold, means the same."""
+
+
 def _bound(limits: Mapping[str, int], name: str) -> int | None:
     value = limits.get(name)
-    return None if value is None or value < 0 else value
+    return None if value is None or value < 0 else min(value, UNREACHABLE)
 
 
 # -- what changed, in the order of the changes -------------------------------------------

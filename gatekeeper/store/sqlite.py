@@ -38,6 +38,9 @@ WAL_KEPT = 16 * 1024 * 1024
 """Bytes of the write-ahead log that stay when a large change has gone into the file."""
 
 
+_EACH_WRITER = ("synchronous = FULL", "foreign_keys = ON")
+
+
 @dataclass(frozen=True, slots=True)
 class News:
     """What was committed after a sequence number. missed: something before that is not told."""
@@ -48,7 +51,10 @@ class News:
 
 
 class SqliteDatabase:
-    """Two connections to one file. Not for use after a fork; one thread at a time may write."""
+    """Two connections to one file. Not for use after a fork; one thread at a time may write.
+
+    A third is for what is written beside the changes (:meth:`aside`), once there is any.
+    """
 
     def __init__(self, path: str, target: str) -> None:
         self._path = path
@@ -56,6 +62,7 @@ class SqliteDatabase:
         self._writing = Connection(path, target, BUSY_TIMEOUT_S)
         self._seen_version = -1
         self._open: list[Connection] = [self._writing]
+        self._aside: Connection | None = None
         self.reader: Reader
         """Reads what is committed; any thread may use it."""
 
@@ -147,26 +154,26 @@ class SqliteDatabase:
 
     # -- writing -------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[Writer]:
+    def transaction(self) -> contextlib.AbstractContextManager[Writer]:
         """All that is written inside, or nothing. Raises StoreError.
 
         The write lock is taken at once: what is read inside cannot be outdated at the commit.
         """
-        run = self._writing.rows
-        run("BEGIN IMMEDIATE")
-        try:
-            yield Writer(self._writing)
-            run("COMMIT")
-        except BaseException:
-            if self._writing.in_transaction:
-                # If this fails too, closing the connection rolls back.
-                with contextlib.suppress(StoreError):
-                    run("ROLLBACK")
-            raise
-        finally:
-            with contextlib.suppress(StoreError):
-                run("PRAGMA shrink_memory")
+        return _transaction(self._writing)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[Writer]:
+        """As :meth:`transaction`, but :meth:`news` can be had while it waits for its turn.
+
+        They tell of it as if it were another process's. One thread at a time.
+        """
+        if self._aside is None:
+            self._aside = Connection(self._path, self._target, BUSY_TIMEOUT_S)
+            self._open.append(self._aside)
+            for pragma in _EACH_WRITER:
+                self._aside.rows(f"PRAGMA {pragma}")
+        with _transaction(self._aside) as rows:
+            yield rows
 
     # -- the file ------------------------------------------------------------------------
 
@@ -177,8 +184,7 @@ class SqliteDatabase:
         for pragma in (
             f"journal_mode = {journal}",
             f"journal_size_limit = {WAL_KEPT}",
-            "synchronous = FULL",
-            "foreign_keys = ON",
+            *_EACH_WRITER,
             f"cache_size = -{WRITE_CACHE_KIB}",
         ):
             run(f"PRAGMA {pragma}")
@@ -210,6 +216,24 @@ class SqliteDatabase:
                 f"this one knows {VERSION}); run that version, or restore an older copy"
             )
         return version
+
+
+@contextlib.contextmanager
+def _transaction(connection: Connection) -> Iterator[Writer]:
+    run = connection.rows
+    run("BEGIN IMMEDIATE")
+    try:
+        yield Writer(connection)
+        run("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            # If this fails too, closing the connection rolls back.
+            with contextlib.suppress(StoreError):
+                run("ROLLBACK")
+        raise
+    finally:
+        with contextlib.suppress(StoreError):
+            run("PRAGMA shrink_memory")
 
 
 def _prepare(path: Path) -> None:

@@ -45,6 +45,7 @@ class Database(Protocol):
 
     def view(self) -> contextlib.AbstractContextManager[Reader]: ...
     def transaction(self) -> contextlib.AbstractContextManager[Writer]: ...
+    def aside(self) -> contextlib.AbstractContextManager[Writer]: ...
     def sequence(self) -> int: ...
     def changed_elsewhere(self) -> bool: ...
     def news(self, since: int) -> News: ...
@@ -85,6 +86,7 @@ class Store:
             vhost_defaults=vhost_defaults or VhostDefaults(),
         )
         self._lock = threading.RLock()
+        self._rehashing = threading.Lock()
         self._subscribers: list[Subscriber] = []
         # Before anything is read: what is committed from now on will be told.
         self._sequence = database.sequence()
@@ -255,10 +257,10 @@ class Store:
         threads: it waits for the disk. Nobody is told in them: the news are taken at the next
         refresh or change, and until then the old hash serves as well. Raises StoreError.
         """
-        with self._lock, self._database.transaction() as rows:
-            done = rows.rehash(user, password_hash, self._rules.algorithm)
-            self._behind = self._behind or done
-        return done
+        # INVARIANT: not under the lock. However long it waits, refresh() has its turn, or what
+        # was revoked meanwhile would not be in force when the worker says that it is.
+        with self._rehashing, self._database.aside() as rows:
+            return rows.rehash(user, password_hash, self._rules.algorithm)
 
     def refresh(self) -> bool:
         """Take over what another process has committed; True if there was anything.

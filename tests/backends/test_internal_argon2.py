@@ -265,3 +265,23 @@ async def test_a_change_takes_the_news_along(store: Store) -> None:
     store.subscribe(events.append)
     store.set_user_tags(b"new", ["t"])
     assert events == [PasswordRehashed(b"old"), UserTagsChanged(b"new")]
+
+
+async def test_a_revocation_does_not_wait_for_a_password_to_be_kept(store: Store) -> None:
+    """A new hash waits for another process's change; what that one has revoked before counts."""
+    seen = store.user(b"old")
+    assert seen is not None
+    other = Store.open(f"sqlite://{store._database.reader._connection.path}")
+    kept = passwords.hash_password(b"right", ARGON2ID)
+    other.delete_user(b"new")
+    with other.change():
+        thread = threading.Thread(target=store.rehash_password, args=(seen, kept))
+        thread.start()
+        await asyncio.sleep(0.2)  # it waits now; were it slower, there would be less to see
+        assert thread.is_alive()
+        assert store.refresh()
+        assert store.user(b"new") is None
+    thread.join()
+    other.close()
+    assert store.refresh()
+    assert algorithm_of(store, b"old") == ARGON2ID

@@ -25,7 +25,8 @@ UTF8, PRINTABLE = b"\x0c", b"\x13"
 
 
 def made(
-    rdns: list[list[tuple[ObjectIdentifier, str]]], names: list[x509.GeneralName] | None = None
+    rdns: list[list[tuple[ObjectIdentifier, str]]],
+    names: list[x509.GeneralName] | bytes | None = None,
 ) -> bytes:
     """The DER of a certificate with this subject and these alternative names."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -47,7 +48,10 @@ def made(
         .not_valid_before(now)
         .not_valid_after(now + dt.timedelta(days=1))
     )
-    if names is not None:
+    if isinstance(names, bytes):
+        raw = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, names)
+        builder = builder.add_extension(raw, critical=False)
+    elif names is not None:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
@@ -147,3 +151,11 @@ def test_no_alternative_names() -> None:
 def test_what_is_no_certificate_names_nobody(der: bytes) -> None:
     for source in ("distinguished_name", "common_name", "subject_alternative_name"):
         assert login_name(der, CertLogin(source=source)) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("names", [b"\x30\x05\x82\x01a\xa3\x00", b"\x30\x02\xa5\x00"])
+@pytest.mark.parametrize("san_type", ["dns", "ip", "other_name"])
+def test_alternative_names_that_cannot_be_read_name_nobody(names: bytes, san_type: str) -> None:
+    """x400Address and ediPartyName (RFC 5280): no name, and no crash on the way in."""
+    settings = CertLogin(source="subject_alternative_name", san_type=san_type)  # type: ignore[arg-type]
+    assert login_name(made([[(CN, "alice")]], names), settings) is None

@@ -17,8 +17,10 @@ from gatekeeper.server import member as member_module
 from gatekeeper.server.channel import Channel, NoAnswerError
 from gatekeeper.server.control import Link
 from gatekeeper.server.describe import connection_info
+from gatekeeper.server.infos import PROPERTIES_LIMIT, ClientProperties
 from gatekeeper.server.member import Member
 from gatekeeper.server.messages import (
+    NAME_LIMIT,
     Admit,
     Done,
     Ended,
@@ -46,6 +48,34 @@ async def test_limits_hold_over_all_workers(plane: Plane) -> None:
     assert await two.admit(two.live(6), user_limit=2) == "none"
     assert plane.hub.user_count(b"alice") == 2
     assert plane.hub.user_count(b"bob") == 0
+
+
+@pytest.mark.parametrize("size", [256, NAME_LIMIT])
+async def test_a_user_name_may_be_longer_than_a_short_string(plane: Plane, size: int) -> None:
+    """A directory's user, a token's subject, a certificate's DN: one client's name must not
+    break its worker's line to the supervisor."""
+    one, name = await plane.worker(1), b"\xff" * size
+    assert await one.admit(one.live(1, name)) == "none"
+    assert await one.admit(one.live(2, name), user_limit=2) == "none"
+    assert await one.admit(one.live(3, name), user_limit=2) == "user"
+    live = one.running(4, name)
+    live.properties = ClientProperties(b"\xff" * PROPERTIES_LIMIT)
+    assert await one.open_channel(live, limit=5) == "granted"
+    listed = await plane.hub.list_connections()
+    assert [info.user for info in listed.by_worker[1]] == [name] * 3
+    assert plane.hub.user_count(name) == 3
+    assert not one.stops
+    assert not plane.log.lines
+
+
+async def test_a_user_name_that_cannot_be_told_is_refused(plane: Plane) -> None:
+    one = await plane.worker(1)
+    for limit in (None, 5):
+        with pytest.raises(NoAnswerError, match="user name"):
+            await one.admit(one.live(1, b"u" * (NAME_LIMIT + 1)), user_limit=limit)
+    assert len(one.registry) == 0
+    assert await one.admit(one.live(2)) == "none"
+    assert not one.stops
 
 
 async def test_the_vhost_limit_is_looked_at_first(plane: Plane) -> None:
@@ -369,3 +399,26 @@ async def test_one_process_counts_by_itself() -> None:
     assert await registry.admit(second, vhost_limit=1, user_limit=1) == "vhost"
     registry.remove(first)
     assert await registry.admit(second, vhost_limit=1, user_limit=1) == "none"
+
+
+async def test_news_of_exchanges_leave_room_for_what_counts(plane: Plane) -> None:
+    """A client that declares without end costs neither its worker's clients their places, nor a
+    worker that is slow to read its line."""
+    one = await plane.worker(1)
+    slow, link = await plane.raw(2)
+    name = b"x" * 250
+
+    def declare() -> None:
+        for _ in range(6000):  # 2 MB, without a turn of the loop
+            one.member.exchange_changed(b"/", name)
+
+    declare()
+    assert await one.admit(one.live(1), user_limit=5) == "none"
+    for number in range(3, 9, 2):
+        declare()
+        assert await one.admit(one.live(number), user_limit=5) == "none"
+    slow.send(encode(Admit(1, 2, b"bob", b"/", None, 5)))
+    await until(lambda: plane.hub.user_count(b"bob") == 1)
+    assert link.channel is not None
+    assert link.channel.open
+    assert not one.stops

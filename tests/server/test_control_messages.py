@@ -22,6 +22,7 @@ from gatekeeper.server.infos import (
 from gatekeeper.server.member import PART, weight
 from gatekeeper.server.messages import (
     FRAME_LIMIT,
+    NAME_LIMIT,
     Admit,
     AdmitChannel,
     Admitted,
@@ -53,6 +54,8 @@ from gatekeeper.server.messages import (
     decode,
     encode,
 )
+from gatekeeper.store.passwords import SHA256
+from gatekeeper.store.records import User
 
 ALL_OCTETS = bytes(range(255))
 INFO = ConnectionInfo(
@@ -84,7 +87,7 @@ INFO = ConnectionInfo(
 )
 LONGEST = replace(
     INFO,
-    user=b"\xff" * 255,
+    user=b"\xff" * NAME_LIMIT,
     vhost=b"\0" * 255,
     host="f" * 45,
     local_host="f" * 45,
@@ -128,6 +131,20 @@ MESSAGES: list[Message] = [
 
 def frame(body: bytes) -> bytes:
     return struct.pack(">L", len(body)) + body
+
+
+@pytest.mark.parametrize("limit", [0, 2**63, 10**100])
+def test_whatever_limit_a_user_has_can_be_told(limit: int) -> None:
+    """One that is no message would cost the worker its line, and its clients theirs."""
+    user = User(b"u", b"", SHA256, limits={"max-connections": limit, "max-channels": limit})
+    limits = user.effective_limits
+    assert limits.max_connections is not None
+    assert limits.max_channels is not None
+    for message in (
+        Admit(1, 2, b"u", b"/", None, limits.max_connections),
+        AdmitChannel(1, b"u", limits.max_channels),
+    ):
+        assert list(Frames().feed(encode(message))) == [message]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
@@ -187,7 +204,7 @@ BAD = [
     b'{"is":"Admitted","id":1,"reached":"both"}',
     b'{"is":"Admitted","id":1,"reached":["none"]}',
     b'{"is":"Opened","number":1,"user":"\\u0100","vhost":"/"}',
-    b'{"is":"Opened","number":1,"user":"' + b"a" * 256 + b'","vhost":"/"}',
+    b'{"is":"Opened","number":1,"user":"' + b"a" * (NAME_LIMIT + 1) + b'","vhost":"/"}',
     b'{"is":"Opened","number":1,"user":null,"vhost":"/"}',
     b'{"is":"Done","id":1,"figures":{"a":"b"}}',
     b'{"is":"Done","id":1,"figures":[]}',

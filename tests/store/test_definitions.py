@@ -406,6 +406,13 @@ def test_what_is_no_json(store: Store, text: bytes, message: str) -> None:
     assert str(caught.value).startswith(f"d.json: {message}")
 
 
+def test_a_repeated_key_among_many_is_found_at_once(store: Store) -> None:
+    """Whoever may import must not stop the rest: looked for pair by pair it took hours."""
+    keys = ",".join(f'"{at}":0' for at in range(300_000))
+    with pytest.raises(DefinitionsError, match=r"the key '299999' occurs twice"):
+        import_definitions(store, f'{{{keys},"299999":1,"0":1}}'.encode())
+
+
 @pytest.mark.parametrize("text", [b"", b" \n", b"{}", b"\xef\xbb\xbf{}"])
 def test_nothing_to_import(store: Store, text: bytes) -> None:
     assert import_definitions(store, text) == ImportReport()

@@ -22,6 +22,7 @@ from gatekeeper.backends.ldap.pool import (
     BIND_ERROR,
     CONNECT_ERROR,
     EVALUATE_ERROR,
+    LOST,
     NO_SERVERS,
     Pool,
     Rejected,
@@ -117,7 +118,7 @@ class LdapBackend:
             )
             if not isinstance(looked_up, bytes):
                 # RabbitMQ goes on to bind with the error as the name, which fails in its turn.
-                again = looked_up if looked_up in (NO_SERVERS, CONNECT_ERROR) else BIND_ERROR
+                again = looked_up if looked_up in (NO_SERVERS, CONNECT_ERROR, LOST) else BIND_ERROR
                 return _failed(again)
             bind_dn = found = looked_up
 
@@ -166,8 +167,8 @@ class LdapBackend:
         match tags:
             case Rejected(dn):
                 return Refused(_shown(dn))
-            case Failure():
-                return Failed(EVALUATE_ERROR.reason, unavailable=tags == CONNECT_ERROR)
+            case Failure(_, unavailable):
+                return Failed(EVALUATE_ERROR.reason, unavailable)
             case _:
                 return Accepted(answer.username, tags, user)
 
@@ -264,8 +265,8 @@ class LdapBackend:
         match answer:
             case Rejected():
                 verdict = Verdict(False, "the bind was refused")
-            case Failure(reason):
-                verdict = Verdict(False, what, error=reason, unavailable=answer == CONNECT_ERROR)
+            case Failure(reason, unavailable):
+                verdict = Verdict(False, what, error=reason, unavailable=unavailable)
             case _:
                 verdict = Verdict(answer, what)
         result = verdict.error or ("ok" if verdict.allowed else "denied")
@@ -291,7 +292,7 @@ def _state(state: object) -> LdapUser:
 
 
 def _failed(failure: Failure) -> Failed:
-    return Failed(failure.reason, unavailable=failure == CONNECT_ERROR)
+    return Failed(failure.reason, failure.unavailable)
 
 
 def _decision(answer: LoginAnswer) -> str:

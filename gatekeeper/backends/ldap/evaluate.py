@@ -42,9 +42,13 @@ GROUPS_LIMIT = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error that is a value. ``reason``: LDAP's or RabbitMQ's word for it."""
+    """An error that is a value. ``reason``: LDAP's or RabbitMQ's word for it.
+
+    unavailable: the directory cannot be reached, or is too slow, whatever it is asked.
+    """
 
     reason: str
+    unavailable: bool = False
 
 
 Value = bool | bytes | tuple[bytes, ...] | Failure

@@ -31,7 +31,9 @@ CLOSE_TIMEOUT = 1.0
 """Seconds for servers to take their leave, all together."""
 
 NO_SERVERS = Failure("no_ldap_servers_defined")
-CONNECT_ERROR = Failure("ldap_connect_error")
+CONNECT_ERROR = Failure("ldap_connect_error", unavailable=True)
+# It was there: what it hangs up on may be the question, such as one beyond its limits.
+LOST = Failure(CONNECT_ERROR.reason)
 BIND_ERROR = Failure("ldap_bind_error")
 EVALUATE_ERROR = Failure("ldap_evaluate_error")
 
@@ -86,7 +88,7 @@ class Pool:
                     if error.timed_out:
                         return CONNECT_ERROR
             _log.warning("LDAP: the connection was lost again and again; giving up")
-            return CONNECT_ERROR
+            return LOST
 
     async def close(self) -> None:
         """Close what is idle; connections in use are closed when they are given back."""

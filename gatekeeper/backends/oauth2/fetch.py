@@ -68,8 +68,11 @@ class Fetcher:
                 return Document(response.status, response.headers.get("Content-Type", ""), body)
         except TimeoutError:
             raise BackendError("timeout") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientConnectionError, OSError) as error:
             raise BackendError(f"{{failed_connect,{type(error).__name__}: {error}}}") from error
+        except (aiohttp.ClientError, ValueError) as error:
+            # What these say quotes the URL, which may hold a password or a key.
+            raise BackendError(f"{{failed_connect,{type(error).__name__}}}") from None
 
     @staticmethod
     async def _body(content: AsyncIterator[bytes]) -> bytes:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from gatekeeper.backends.guard import FAILURES, Guarded
 from gatekeeper.backends.ldap import connection, messages
 from gatekeeper.backends.ldap.backend import LdapUser
 from gatekeeper.config.ldap import ANONYMOUS
@@ -122,8 +123,24 @@ async def test_a_server_that_hangs_up_is_asked_ten_times() -> None:
         await hanging_up(reader, writer)
 
     async with serving(serve) as port, backend(port) as made:
-        assert await login(made, "alice") == CONNECT_ERROR
+        assert await login(made, "alice") == Failed("ldap_connect_error")
     assert connections == 10
+
+
+async def test_a_question_that_the_directory_hangs_up_on_locks_nobody_else_out(
+    slapd: Slapd,
+) -> None:
+    """Before any login: slapd takes no request of 256 KiB, and this name grows to one."""
+    hostile = "${ad_user}" * 40 + "\\" + "x" * 6380
+    async with backend(slapd.port) as made:
+        guarded = Guarded(made)
+        for _ in range(FAILURES):
+            answer = await guarded.authenticate(
+                Credentials("PLAIN", hostile.encode(), Secret(b"p" * 1000)), PEER
+            )
+            assert answer == Failed("ldap_connect_error")
+        alice = Credentials("PLAIN", b"alice", Secret(password_of("alice").encode()))
+        assert isinstance(await guarded.authenticate(alice, PEER), Accepted)
 
 
 async def test_bound_and_then_gone() -> None:

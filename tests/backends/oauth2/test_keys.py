@@ -141,6 +141,14 @@ async def test_a_redirect_to_another_https_address_is_followed(idp: IdentityProv
     await ring(idp).find("one")
 
 
+async def test_what_an_address_holds_stays_out_of_texts(idp: IdentityProvider) -> None:
+    """It may be a password, or a key in the query; the text goes to the log."""
+    idp.answer("/jwks", status=302, headers={"Location": "/jwks?key=hunter2"})
+    uri = f"{idp.jwks_uri.replace('//', '//gate:hunter2@')}?key=hunter2"
+    keys = KeyRing(OAuthProvider(jwks_uri=uri, https=idp.https), clock=Clock())
+    assert await refusal(keys, "one") == "{error,{failed_connect,TooManyRedirects}}"
+
+
 async def test_a_redirect_through_plain_http_is_not(idp: IdentityProvider) -> None:
     plain = web.Application()
     body = json.dumps({"keys": [ONE.jwk()]})

@@ -3,7 +3,7 @@
 The session asks and never waits: a question whose answer takes time gets None, the answer is
 kept when it comes (``questions.py``), and ``resume`` has the session judge the same frame again,
 which then finds it. An answer counts until that frame is settled, however often it is judged
-again for other questions, and only under the epoch that it was asked in.
+again for other questions, and only until the policy changes.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Authority:
     def _answer(
         self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
     ) -> _T | None:
-        return self._questions.ask(key, self._epoch.value, ask, failed)
+        return self._questions.ask(key, self._epoch.changes, ask, failed)
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

@@ -35,7 +35,10 @@ def frame_octets(payload: bytes) -> str:
 
 
 def erlang_string(text: str) -> str:
-    """Text as Erlang prints a string: quoted, with control characters escaped."""
+    """Text as Erlang prints a string: quoted, with control characters escaped; an empty one is
+    the empty list."""
+    if not text:
+        return "[]"
     return '"' + "".join(_shown(char) for char in text) + '"'
 
 

@@ -58,5 +58,6 @@ class Service:
         status, text = self.answer
         if self.decide is not None:
             form = dict(parse_qsl(body or request.rel_url.raw_query_string))
-            text = self.decide(request.path, form) or text
+            decided = self.decide(request.path, form)
+            status, text = (status, text) if decided is None else (200, decided)
         return web.Response(status=status, text=text)

@@ -17,7 +17,7 @@ from gatekeeper.model import Check, Decision, Identity, Peer, Secret
 from gatekeeper.policy.engine import Engine, EngineCrash
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.ports import Failed, Refused
-from gatekeeper.protocol.erlang import erlang_string
+from gatekeeper.protocol.erlang import erlang_string, with_error
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.questions import Questions
@@ -196,4 +196,4 @@ class Authority:
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:
     """530 as connection.open gives it (``rabbit_access_control:check_vhost_access``)."""
     text = b"access to vhost '%b' refused for user '%b'" % (printable(vhost), printable(user))
-    return AmqpError(ReplyCode.NOT_ALLOWED, text + decision.detail, 10, 40)
+    return AmqpError(ReplyCode.NOT_ALLOWED, with_error(text, decision.detail), 10, 40)

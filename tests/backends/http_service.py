@@ -19,7 +19,7 @@ class Service:
     """
 
     answer: tuple[int, str] = (200, "allow")
-    decide: Callable[[str, Mapping[str, str]], str | None] | None = None
+    decide: Callable[[str, Mapping[str, str]], tuple[int, str] | str | None] | None = None
     slow: frozenset[str] = frozenset()
     waiting: int = 0
     go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -59,5 +59,6 @@ class Service:
         if self.decide is not None:
             form = dict(parse_qsl(body or request.rel_url.raw_query_string))
             decided = self.decide(request.path, form)
-            status, text = (status, text) if decided is None else (200, decided)
+            if decided is not None:
+                status, text = (200, decided) if isinstance(decided, str) else decided
         return web.Response(status=status, text=text)

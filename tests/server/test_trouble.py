@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ ANSWERS = [
 ROUND_TRIPS = 200
 
 
+def says(text: bytes, whole: bytes) -> bool:
+    """Is it this text, which was on one line and may be cut? (How Erlang breaks lines is the
+    business of tests/protocol/test_erlang.py.)"""
+    line = re.sub(rb"\n +", b"", text)
+    return line == whole or (len(text) == 255 and whole.startswith(line.removesuffix(b"...")))
+
+
 async def refused(local: LocalGate, username: str = "eve") -> bytes:
     with pytest.raises(RefusedError) as caught:
         await local.login(username)
@@ -58,7 +66,7 @@ async def test_an_operation_that_the_service_fails_to_judge(
         client = await local.login("eve", channel=True)
         service.answer = answer
         client.publish(1, b"x", b"k")
-        assert await channel_closed(client) == WRITE + ERROR + reason
+        assert says(await channel_closed(client), WRITE + ERROR + reason)
         service.answer = (200, "allow")
         await client.open_channel()
         client.publish(1, b"x", b"k")
@@ -71,7 +79,7 @@ async def test_a_vhost_that_the_service_fails_to_judge(
 ) -> None:
     service = Service(answer, decide=lambda path, _form: "allow" if path == "/user" else None)
     async with remote(tmp_path, fake.port, service) as local:
-        assert await refused(local) == VHOST + ERROR + reason
+        assert says(await refused(local), VHOST + ERROR + reason)
         assert not fake.sessions
 
 
@@ -89,8 +97,7 @@ async def test_a_service_that_is_gone(tmp_path: Path, fake: FakeBroker) -> None:
         client = await local.login("eve", channel=True)
         await service.stop()
         client.publish(1, b"x", b"k")
-        reason = b'{failed_connect,[{to_address,{"127.0.0.1",%d}},{inet,[inet],econnrefused}]}'
-        assert await channel_closed(client) == WRITE + ERROR + reason % service.port
+        assert says(await channel_closed(client), WRITE + ERROR + b"{failed_connect,[{to_address,")
         assert await refused(local) == (
             b"ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN. For details "
             b"see the broker logfile."

@@ -3,8 +3,6 @@ knows the whole gate (``app.py``, or of several processes ``supervisor.py``)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from gatekeeper import logs
 from gatekeeper.admin.control import ControlError, ControlServer
 from gatekeeper.admin.management import management_api
@@ -17,10 +15,7 @@ from gatekeeper.store.store import Store
 
 
 class Desk:
-    """An Administration, its control socket and its HTTP API.
-
-    clear_cache: as in Administration. Raises ConfigError.
-    """
+    """An Administration, its control socket and its HTTP API. Raises ConfigError."""
 
     def __init__(
         self,
@@ -30,7 +25,6 @@ class Desk:
         engine: Engine,
         fleet: Fleet,
         exchanges: Exchanges,
-        clear_cache: Callable[[], int] | None = None,
     ) -> None:
         self._settings = settings
         self._log = logs.get_logger("default")
@@ -41,7 +35,6 @@ class Desk:
             fleet=fleet,
             log=logs.get_logger("audit"),
             exchanges=exchanges,
-            clear_cache=clear_cache,
         )
         self._api = management_api(self._administration, self._log)
         self._control: ControlServer | None = None

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 
 from gatekeeper import __version__, logs
 from gatekeeper.administration import Desk
+from gatekeeper.backends import staleness
 from gatekeeper.backends.registry import Backends
 from gatekeeper.config.settings import Settings
 from gatekeeper.errors import GatekeeperError, OperatorError
@@ -81,8 +82,8 @@ class App:
             self._store = self._open_store()
             self._closing.callback(self._store.close)
             self._upstreams = Upstreams(settings.upstreams, buffer)
-            self._exchanges, self._registry = self._shared_or_not()
             self._backends = Backends(settings, self._store)
+            self._exchanges, self._registry = self._shared_or_not()
             self._revocation = Revocation(self._registry)
             self._gate = Gate(
                 settings=settings,
@@ -103,12 +104,15 @@ class App:
                 settings, buffer, self._accept, self._owner, self._log, numbers
             )
             self._closing.callback(self._listeners.close)
-            self.fleet: Fleet = LocalFleet(self._registry, self._upstreams, self._refresh)
+            self.fleet: Fleet = LocalFleet(
+                self._registry, self._upstreams, self._refresh, self._clear_caches
+            )
             self._desk = self._desk_or_none()
         except BaseException:
             self._closing.close()
             raise
         self._closing.callback(self._store.subscribe(self._store_changed))
+        self._serve_supervisor()
 
     # --- wiring ---
 
@@ -119,7 +123,7 @@ class App:
         return open_store(settings, self._epoch)
 
     def _shared_or_not(self) -> tuple[Exchanges, Connections]:
-        """What several processes must agree on; of a worker, the supervisor may now ask."""
+        """What several processes must agree on."""
         place = self._place
         passwords = self._settings.password_change_closes_connections
         if place is None:
@@ -127,9 +131,6 @@ class App:
             return exchanges, Connections(self._store, passwords=passwords)
         shared = SharedExchanges(self._upstreams, self._epoch, self._task_failed, place.member)
         registry = SharedConnections(place.member, self._store, passwords)
-        place.member.serve(
-            WorkerDuties(registry, self._refresh, shared.changed_elsewhere, self.stop)
-        )
         return shared, registry
 
     def _desk_or_none(self) -> Desk | None:
@@ -142,8 +143,20 @@ class App:
             engine=self._gate.engine,
             fleet=self.fleet,
             exchanges=self._exchanges,
-            clear_cache=self._backends.clear_cache,
         )
+
+    def _serve_supervisor(self) -> None:
+        """From here on it may ask: everything that it may ask for is there."""
+        exchanges = self._exchanges
+        if self._place is not None and isinstance(exchanges, SharedExchanges):
+            duties = WorkerDuties(
+                self._registry,
+                self._refresh,
+                exchanges.changed_elsewhere,
+                self.stop,
+                self._clear_caches,
+            )
+            self._place.member.serve(duties)
 
     def _accept(self, endpoint: Endpoint, peer: Peer, number: int) -> None:
         self._clients.start(Connection(self._gate, endpoint, peer, number).live())
@@ -198,6 +211,19 @@ class App:
         finally:
             self._refreshing = False
 
+    def _clear_caches(self, user: bytes | None) -> int:
+        """Ask the backends anew about this user, or all; how many answers are forgotten."""
+        cleared = self._backends.clear_cache(user)
+        # What is being asked was asked for what is forgotten now: it must not be kept either.
+        self._epoch.bump()
+        self._revocation.everything_changed()
+        return cleared
+
+    def _permissions_are_old(self) -> None:
+        """What backends outside the gate have allowed is to be asked anew, consumers included."""
+        self._epoch.age()
+        self._revocation.everything_changed()
+
     def _deleted(self, what: str) -> None:
         self._gate.connection_log.info(f"Closing all connections {what}")
 
@@ -246,6 +272,9 @@ class App:
             self._owner.start(self._keep_learning(link)) for link in self._upstreams.links.values()
         ]
         self._owner.start(self._watch_store())
+        remembered = self._settings.permission_cache_ttl
+        if remembered and staleness.may_go_stale(self._settings.auth_backends):
+            self._owner.start(staleness.every(remembered, self._permissions_are_old))
         first = [link.learned.wait() for link in self._upstreams.links.values()]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_ANSWER if learning else 0):

@@ -16,7 +16,6 @@ from gatekeeper import __version__
 from gatekeeper.admin.request import (
     BadRequestError,
     Call,
-    CannotError,
     InvalidPidError,
     Listing,
     Row,
@@ -44,15 +43,12 @@ async def ping(call: Call) -> Row:
 
 
 async def clear_cache(call: Call) -> int:
-    """How many answers the cache backend has forgotten; 0 where there is none."""
-    clear = call.administration.clear_cache
-    if clear is None:
-        raise CannotError(
-            "the cache cannot be cleared with workers > 1 yet; its answers end after "
-            "auth_cache.cache_ttl"
-        )
-    count = clear()
-    call.administration.done(call.actor, "clear_auth_backend_cache", {"forgotten": count})
+    """How many answers the cache backend has forgotten: about one user, or all."""
+    user = call.arguments.optional_name("user")
+    count = await call.administration.fleet.clear_caches(user)
+    about = {} if user is None else {"user": user}
+    target = {**about, "forgotten": count}
+    call.administration.done(call.actor, "clear_auth_backend_cache", target)
     return count
 
 

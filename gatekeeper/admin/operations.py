@@ -43,7 +43,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "ping": Operation(gate.ping),
         "status": Operation(gate.status),
         "environment": Operation(gate.environment),
-        "clear_cache": Operation(gate.clear_cache),
+        "clear_cache": Operation(gate.clear_cache, may="user"),
         "list_upstreams": Operation(gate.list_upstreams),
         "add_user": Operation(access.add_user, "user", "password password_hash"),
         "delete_user": Operation(access.delete_user, "user"),

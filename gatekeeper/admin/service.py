@@ -55,7 +55,6 @@ class Administration:
 
     engine: judges logins and explains. fleet: the processes that serve clients.
     log: category ``audit``. exchanges: what is known of the brokers' exchanges.
-    clear_cache: makes the cache backend forget, where this process has all of it.
     """
 
     def __init__(
@@ -67,7 +66,6 @@ class Administration:
         fleet: Fleet,
         log: Logger,
         exchanges: Exchanges | None = None,
-        clear_cache: Callable[[], int] | None = None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -75,7 +73,6 @@ class Administration:
         self.fleet = fleet
         self.started = time.time()
         self.node = f"gatekeeper@{socket.gethostname().partition('.')[0]}"
-        self.clear_cache = clear_cache
         self._log = log
         self._exchanges = exchanges
         # One thread: SQLite has one writer, and two administrators are served in turn.

@@ -54,12 +54,14 @@ class Circuit:
         self._probe_at = self._clock() + self._pause  # the next one waits for this one
         return True
 
-    def failed(self, reason: str) -> None:
-        was_open = self.open
+    def failed(self, reason: str, *, probe: bool) -> None:
+        """probe: it was asked while the circuit was open."""
+        if self.open and not probe:
+            return  # asked before it opened, as many may have been: that says nothing new
         self._failures += 1
         if not self.open:
             return
-        if was_open:
+        if probe:
             self._pause = min(self._pause * 2, PAUSE_MAX)
         else:
             self._log.error(
@@ -147,13 +149,14 @@ class Guarded:
     ) -> T:
         if not self.circuit.admits():
             return unasked
+        probe = self.circuit.open
         pending = ask()
         answer = await pending if isinstance(pending, Awaitable) else pending
         reason = failure(answer)
         if reason is None:
             self.circuit.answered()
         else:
-            self.circuit.failed(reason)
+            self.circuit.failed(reason, probe=probe)
         return answer
 
 

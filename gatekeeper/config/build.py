@@ -89,6 +89,7 @@ def build(typed: Typed, environ: Mapping[str, str]) -> Settings:
         password_change_closes_connections=typed.one(
             "gatekeeper.password_change_closes_connections", bool
         ),
+        permission_cache_ttl=typed.one("gatekeeper.permission_cache_ttl", float),
         warnings=tuple(warnings),
     )
     problems.raise_if_any()

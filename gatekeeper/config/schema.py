@@ -32,6 +32,7 @@ from gatekeeper.config.keys_backends import BACKEND
 from gatekeeper.config.keys_control import SECTION as _CONTROL
 from gatekeeper.config.keys_ldap import SECTION as _LDAP
 from gatekeeper.config.keys_live import SECTION as _LIVE
+from gatekeeper.config.keys_staleness import SECTION as _STALENESS
 from gatekeeper.config.spec import KeySpec, Section, matches, row
 
 _BOOLEAN = types.switch("true", "false", "boolean")
@@ -744,6 +745,7 @@ SECTIONS: tuple[Section, ...] = (
     *keys_backends.SECTIONS,
     *keys_oauth2.SECTIONS,
     _LIVE,
+    _STALENESS,
 )
 
 KEYS: tuple[KeySpec, ...] = tuple(spec for section in SECTIONS for spec in section.keys)

@@ -366,6 +366,7 @@ class Settings:
         a password in it.
     workers: processes that serve clients; with more than one the store is a file.
     ldap: None where no ``auth_ldap.*`` is set.
+    permission_cache_ttl: seconds; 0 is no limit.
     warnings: what the operator should know, one line each; the caller logs them.
     """
 
@@ -398,4 +399,5 @@ class Settings:
     ldap: LdapSettings | None = None
     oauth2: OAuth2Settings | None = None
     password_change_closes_connections: bool = False
+    permission_cache_ttl: float = 0.0
     warnings: tuple[str, ...] = ()

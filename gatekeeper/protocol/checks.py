@@ -22,6 +22,7 @@ from typing import Final
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Access, AnyAccess, Check, Kind, Permission, TopicAccess
+from gatekeeper.protocol.erlang import with_error
 from gatekeeper.protocol.layouts import Fields
 from gatekeeper.protocol.wire import known_table
 
@@ -199,7 +200,7 @@ def access_refused(check: Check, context: Context, detail: bytes = b"") -> AmqpE
         what = b"%b '%b'" % (check.kind.encode(), printable(name))
         permission = (CONFIGURE if isinstance(check, AnyAccess) else check.permission).encode()
     text = b"%b access to %b in vhost '%b' refused for user '%b'" % (permission, what, vhost, user)
-    return refuse(ReplyCode.ACCESS_REFUSED, text + detail)
+    return refuse(ReplyCode.ACCESS_REFUSED, with_error(text, detail))
 
 
 def no_exchange(name: bytes, context: Context) -> AmqpError:

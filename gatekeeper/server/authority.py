@@ -3,7 +3,7 @@
 The session asks and never waits: a question whose answer takes time gets None, the answer is
 kept when it comes (``questions.py``), and ``resume`` has the session judge the same frame again,
 which then finds it. An answer counts until that frame is settled, however often it is judged
-again for other questions, and only under the epoch that it was asked in.
+again for other questions, and only until the policy changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gatekeeper.model import Check, Decision, Identity, Peer, Secret
 from gatekeeper.policy.engine import Engine, EngineCrash
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.ports import Failed, Refused
-from gatekeeper.protocol.erlang import erlang_string
+from gatekeeper.protocol.erlang import erlang_string, with_error
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.questions import Questions
@@ -190,10 +190,10 @@ class Authority:
     def _answer(
         self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
     ) -> _T | None:
-        return self._questions.ask(key, self._epoch.value, ask, failed)
+        return self._questions.ask(key, self._epoch.changes, ask, failed)
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:
     """530 as connection.open gives it (``rabbit_access_control:check_vhost_access``)."""
     text = b"access to vhost '%b' refused for user '%b'" % (printable(vhost), printable(user))
-    return AmqpError(ReplyCode.NOT_ALLOWED, text + decision.detail, 10, 40)
+    return AmqpError(ReplyCode.NOT_ALLOWED, with_error(text, decision.detail), 10, 40)

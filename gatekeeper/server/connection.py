@@ -113,7 +113,7 @@ class Connection:
         )
         self._deadline: asyncio.Timeout | None = None
         self._arrival: Arrival | None = None
-        self._judged = gate.epoch.value
+        self._judged = gate.epoch.changes
         self._expiry: Expiry | None = None
         self._leave: Callable[[], None] | None = None
 
@@ -306,7 +306,7 @@ class Connection:
 
     async def _vhost_access(self, greeted: Greeted) -> AmqpError | None:
         identity, vhost = greeted.identity, greeted.vhost
-        self._judged = self._gate.epoch.value  # before the question: it may take its time
+        self._judged = self._gate.epoch.changes  # before the question: it may take its time
         decision = await self._gate.engine.vhost_access(identity, vhost, self._peer)
         if decision.allowed:
             return None
@@ -339,7 +339,7 @@ class Connection:
             await self._refuse_open(self._translated(error.refused, link, greeted), live)
             return None
         refusal = live.doomed
-        while refusal is None and gate.epoch.value != self._judged:
+        while refusal is None and gate.epoch.changes != self._judged:
             refusal = await self._vhost_access(greeted) or live.doomed
         if refusal is None and not self._client.lost:
             return upstream

@@ -31,6 +31,7 @@ from gatekeeper.server.messages import (
     Changed,
     ChannelsChanged,
     ChannelsCounted,
+    ClearCaches,
     CloseConnections,
     Done,
     Ended,
@@ -299,6 +300,17 @@ class Hub:
             if (channel := channels.get(worker)) is not None and channel.open
         }
         return Answers(answers.by_worker, silent)
+
+    async def clear_caches(
+        self, user: bytes | None, within: float = ANSWER_TIMEOUT
+    ) -> Answers[int]:
+        """Have every worker forget what backends have answered; how many answers, by worker."""
+
+        async def ask(channel: Channel) -> int:
+            answer = await channel.ask(lambda request: ClearCaches(request, user), within)
+            return _figures(answer).get("cleared", 0)
+
+        return await self._ask(ask)
 
     async def answers(self, link: Link, within: float) -> bool:
         """Does this worker still answer?"""

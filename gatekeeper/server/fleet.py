@@ -70,6 +70,11 @@ class Fleet(Protocol):
         connections that it ends have been told. May raise StoreError."""
         ...
 
+    async def clear_caches(self, user: bytes | None) -> int:
+        """Have the cache backend forget what it knows of this user (None: of everybody), and
+        the channels what it has allowed; how many of the cache's answers that were."""
+        ...
+
     async def statistics(self) -> Mapping[int, Mapping[str, int]]:
         """``pid``, ``connections`` and ``cpu_ms`` by worker; 0 is the only process."""
         ...
@@ -83,14 +88,20 @@ class LocalFleet:
     """The only process.
 
     refresh: takes over what other processes have changed in the store; may raise StoreError.
+    clear_caches: as :meth:`Fleet.clear_caches`.
     """
 
     def __init__(
-        self, registry: Registry, upstreams: Upstreams, refresh: Callable[[], None]
+        self,
+        registry: Registry,
+        upstreams: Upstreams,
+        refresh: Callable[[], None],
+        clear_caches: Callable[[bytes | None], int],
     ) -> None:
         self._registry = registry
         self._upstreams = upstreams
         self._refresh = refresh
+        self._clear_caches = clear_caches
 
     async def connections(self) -> list[ConnectionInfo]:
         infos = []
@@ -123,6 +134,9 @@ class LocalFleet:
         # (``app.py``), and callbacks run in their order: this one after those.
         await asyncio.sleep(0)
         self._refresh()
+
+    async def clear_caches(self, user: bytes | None) -> int:
+        return self._clear_caches(user)
 
     async def statistics(self) -> Mapping[int, Mapping[str, int]]:
         return {0: process_figures(self._registry)}
@@ -166,6 +180,9 @@ class HubFleet:
         answers = await self._hub.refresh(within=SETTLE_TIMEOUT)
         if answers.silent:
             raise SilentWorkersError(answers.silent, None)
+
+    async def clear_caches(self, user: bytes | None) -> int:
+        return sum(_complete(await self._hub.clear_caches(user)).values())
 
     async def statistics(self) -> Mapping[int, Mapping[str, int]]:
         return _complete(await self._hub.statistics())

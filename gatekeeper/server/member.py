@@ -31,6 +31,7 @@ from gatekeeper.server.messages import (
     ChannelAdmitted,
     ChannelsChanged,
     ChannelsCounted,
+    ClearCaches,
     CloseConnections,
     Done,
     Ended,
@@ -87,6 +88,7 @@ class Duties(Protocol):
         self, number: int | None, user: bytes | None, vhost: bytes | None, reason: bytes
     ) -> int: ...
     def refresh(self) -> None: ...
+    def clear_caches(self, user: bytes | None) -> int: ...
     def exchange_changed(self, vhost: bytes, exchange: bytes) -> None: ...
     def statistics(self) -> Mapping[str, int]: ...
     def stop(self, *, hurry: bool) -> None: ...
@@ -149,6 +151,8 @@ class Member:
                     self._answer(Undone(request, str(error)[:TEXT_LIMIT]))
                 else:
                     self._answer(Done(request, {}))
+            case ClearCaches(request, user):
+                self._answer(Done(request, {"cleared": duties.clear_caches(user)}))
             case Statistics(request):
                 self._answer(Done(request, duties.statistics()))
             case ExchangeChanged(vhost, exchange):

@@ -78,6 +78,14 @@ class Refresh:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearCaches:
+    """Forget what backends have answered of this user, None: of everybody."""
+
+    id: int
+    user: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     id: int
 
@@ -252,7 +260,7 @@ class Undone:
     error: str
 
 
-Request = ListConnections | ListChannels | CloseConnections | Refresh | Statistics
+Request = ListConnections | ListChannels | CloseConnections | Refresh | ClearCaches | Statistics
 ToWorker = Request | Stop | Admitted | WatchUser | UnwatchUser | ChannelAdmitted | ExchangeChanged
 Answer = Listed | ListedChannels | Done | Undone
 OfChannels = AdmitChannel | ChannelsCounted | ChannelsChanged
@@ -272,7 +280,7 @@ Message = ToWorker | FromWorker
 
 _MESSAGES = (
     *(ListConnections, ListChannels, CloseConnections, Refresh, Statistics, Stop, Admitted),
-    *(WatchUser, UnwatchUser, ChannelAdmitted, ExchangeChanged),
+    *(WatchUser, UnwatchUser, ChannelAdmitted, ExchangeChanged, ClearCaches),
     *(Started, Failed, Admit, Opened, Ended, AdmitChannel, ChannelsCounted, ChannelsChanged),
     *(UpstreamChanged, Changed, Listed, ListedChannels, Done, Undone),
 )

@@ -170,12 +170,14 @@ class WorkerDuties:
         refresh: Callable[[], None],
         exchange_changed: Callable[[bytes, bytes], None],
         stop: Callable[..., None],
+        clear_caches: Callable[[bytes | None], int],
     ) -> None:
         """stop: takes ``hurry``."""
         self._registry = registry
         self._refresh = refresh
         self.exchange_changed = exchange_changed
         self._stop = stop
+        self.clear_caches = clear_caches
 
     def connections(self) -> Iterable[ConnectionInfo]:
         return (connection_info(live) for live in self._registry)

@@ -75,6 +75,9 @@ class StillFleet:
     async def settle(self) -> None:
         self.settled += 1
 
+    async def clear_caches(self, user: bytes | None) -> int:
+        return 0
+
     async def statistics(self) -> Mapping[int, Mapping[str, int]]:
         return {0: {"pid": 1, "connections": len(self.found), "cpu_ms": 1}}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -115,6 +117,29 @@ async def test_failures_count_only_in_a_row() -> None:
         for _ in range(FAILURES - 1):
             await guarded.authenticate(BOB, PEER)
         await guarded.vhost_access(USER, b"/", PEER)
+    assert not guarded.circuit.open
+
+
+async def test_what_was_asked_before_it_opened_does_not_delay_the_probe() -> None:
+    """A hundred logins that time out together are one piece of news, not a hundred."""
+    clock, backend, go = Clock(), FakeBackend(), asyncio.Event()
+    guarded = Guarded(backend, clock)
+
+    async def late() -> Failed:
+        await go.wait()
+        return GONE
+
+    answered, backend.authenticate = backend.authenticate, lambda _credentials, _peer: late()
+    asked = [
+        asyncio.get_running_loop().create_task(guarded.authenticate(BOB, PEER)) for _ in range(100)
+    ]
+    await asyncio.sleep(0)
+    go.set()
+    assert await asyncio.gather(*asked) == [GONE] * 100
+    assert guarded.circuit.open
+    backend.authenticate = answered
+    clock.now = PAUSE_FIRST
+    assert await guarded.authenticate(BOB, PEER) == backend.login
     assert not guarded.circuit.open
 
 

@@ -39,7 +39,16 @@ class Worker:
         self.failure: StoreError | None = None
         self.stops: list[bool] = []
         self.exchanges: list[tuple[bytes, bytes]] = []
-        member.serve(WorkerDuties(self.registry, self._refresh, self._exchange_changed, self._stop))
+        self.cleared: list[bytes | None] = []
+        member.serve(
+            WorkerDuties(
+                self.registry,
+                self._refresh,
+                self._exchange_changed,
+                self._stop,
+                self._clear_caches,
+            )
+        )
 
     def _exchange_changed(self, vhost: bytes, exchange: bytes) -> None:
         self.exchanges.append((vhost, exchange))
@@ -48,6 +57,10 @@ class Worker:
         if self.failure is not None:
             raise self.failure
         self.refreshed += 1
+
+    def _clear_caches(self, user: bytes | None) -> int:
+        self.cleared.append(user)
+        return len(self.cleared)
 
     def _stop(self, *, hurry: bool) -> None:
         self.stops.append(hurry)

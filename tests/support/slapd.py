@@ -135,6 +135,12 @@ class Slapd:
         self._tls = tls
         self._process: Process | None = None
 
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise HarnessError("slapd was not started")
+        return self._process.pid
+
     def start(self) -> Self:
         program = shutil.which("slapd") or "/usr/sbin/slapd"
         config = self.folder / "slapd.conf"

@@ -104,7 +104,8 @@ def _set_cluster_name(call: Call) -> None:
 
 
 def _clear_auth_backend_cache(call: Call) -> None:
-    call.gate.ask("clear_cache")
+    """All of it as rabbitmqctl does, or what is known of one user."""
+    call.gate.ask("clear_cache", **({"user": call.arguments[0]} if call.arguments else {}))
 
 
 _ACCESS = ("access-control",)
@@ -246,9 +247,10 @@ COMMANDS = (
     Command(
         name="clear_auth_backend_cache",
         section="Caches",
-        usage="clear_auth_backend_cache",
+        usage="clear_auth_backend_cache [<username>]",
         description="Clears rabbitmq_auth_backend_cache plugin's cache on the target node",
         run=_clear_auth_backend_cache,
+        most=1,
         banner=lambda _call: (
             "Will clear rabbitmq_auth_backend_cache plugin's cache on the target node..."
         ),

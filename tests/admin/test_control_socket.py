@@ -46,8 +46,10 @@ def said(path: Path, data: bytes) -> list[dict[str, Any]]:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(data)
         received = b""
-        while chunk := sock.recv(65536):
-            received += chunk
+        # Behind the answer: the gate has not read all that was sent.
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := sock.recv(65536):
+                received += chunk
     return [json.loads(line) for line in received.splitlines()]
 
 

@@ -25,6 +25,7 @@ from gatekeeper.logs import Logger
 from gatekeeper.server.channel import Channel, NoAnswerError
 from gatekeeper.server.infos import ChannelInfo, ConnectionInfo, UpstreamStatus
 from gatekeeper.server.messages import (
+    NAME_LIMIT,
     Admit,
     AdmitChannel,
     Admitted,
@@ -270,6 +271,8 @@ class Hub:
         """Close, with 320 ``CONNECTION_FORCED - reason``, those that match all that is given
         (all of them where nothing is given). How many were told, by worker.
         """
+        if any(name is not None and len(name) > NAME_LIMIT for name in (user, vhost)):
+            return Answers({}, {})  # nobody has such a name, and no message holds it
 
         async def ask(channel: Channel) -> int:
             answer = await channel.ask(

@@ -422,3 +422,13 @@ async def test_news_of_exchanges_leave_room_for_what_counts(plane: Plane) -> Non
     assert link.channel is not None
     assert link.channel.open
     assert not one.stops
+
+
+async def test_names_that_nobody_can_have_are_closed_without_asking(plane: Plane) -> None:
+    """An administrator may type anything: it must not break the line to every worker."""
+    one = await plane.worker(1)
+    for names in ({"user": b"u" * (NAME_LIMIT + 1)}, {"vhost": b"v" * 10**6}):
+        answers = await plane.hub.close_connections(reason=b"bye", **names)
+        assert (answers.by_worker, answers.silent) == ({}, {})
+    assert await one.admit(one.live(1), user_limit=5) == "none"
+    assert not one.stops

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from gatekeeper.admin.api import (
     connections,
     definitions,
+    explaining,
     health,
     limits,
     overview,
@@ -125,6 +126,9 @@ ROUTES: tuple[Route, ...] = (
     _route("/feature-flags", _get(_ANY, parameters.list_nothing)),
     _route("/deprecated-features", _get(_ANY, parameters.list_nothing)),
     _route("/deprecated-features/used", _get(_ANY, parameters.list_nothing)),
+    # why, and who: the gate's own
+    _route("/explain", _get(_ADMIN, explaining.explain_question)),
+    _route("/who-can", _get(_ADMIN, explaining.list_who_can)),
     # users
     _route("/users", _get(_ADMIN, users.list_users)),
     _route("/users/bulk-delete", _post(_ADMIN, users.bulk_delete)),

@@ -97,6 +97,7 @@ def test_defaults(tmp_path: Path) -> None:
         anonymous=Anonymous(user=b"guest", password=Secret(b"guest")),
         auth_backends=(PAIR,),
         backends=settings.backends,
+        permission_cache_ttl=30.0,
         loopback_users=frozenset({b"guest"}),
         seed=Seed(
             user=b"guest",

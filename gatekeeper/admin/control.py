@@ -35,6 +35,8 @@ from gatekeeper.server.tasks import Owner
 LINE_LIMIT = 1024 * 1024
 BODY_LIMIT = 256 * 1024 * 1024
 """Bytes of a request's line and of its body."""
+LEAVE_TIMEOUT = 1.0
+"""Seconds for a client to close, once it has its answer."""
 CONNECTIONS = 32
 SILENCE = 30.0
 """Seconds without a byte, in either direction, after which a client is given up."""
@@ -114,6 +116,7 @@ class ControlServer:
         try:
             with contextlib.suppress(ConnectionError, TimeoutError, asyncio.IncompleteReadError):
                 await self._converse(reader, writer, _Caller.of(writer))
+                await _take_leave(reader, writer)
         finally:
             writer.close()
 
@@ -210,6 +213,15 @@ async def _body(reader: asyncio.StreamReader, length: int) -> bytes:
             raise asyncio.IncompleteReadError(b"", length)
         data += chunk
     return bytes(data)
+
+
+async def _take_leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Let the client read its answer: a socket that is closed before everything in it was read
+    resets the connection, and the answer is lost."""
+    writer.write_eof()
+    async with asyncio.timeout(LEAVE_TIMEOUT):
+        while await reader.read(64 * 1024):
+            pass
 
 
 async def _send(writer: asyncio.StreamWriter, lines: Iterable[Mapping[str, object]]) -> None:

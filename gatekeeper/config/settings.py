@@ -399,5 +399,5 @@ class Settings:
     ldap: LdapSettings | None = None
     oauth2: OAuth2Settings | None = None
     password_change_closes_connections: bool = False
-    permission_cache_ttl: float = 0.0
+    permission_cache_ttl: float = 30.0
     warnings: tuple[str, ...] = ()

@@ -120,6 +120,12 @@ def test_cache(tmp_path: Path, store: Store) -> None:
 # -- third parties -----------------------------------------------------------------------
 
 
+def test_the_readme_shows_the_third_partys_backend() -> None:
+    root = Path(__file__).parents[2]
+    code = (root / "tests/backends/third_party.py").read_text().split('"""\n\n', 1)[1]
+    assert f"```python\n{code}```\n" in (root / "README.md").read_text()
+
+
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
     path = tmp_path / "people"

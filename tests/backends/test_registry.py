@@ -144,12 +144,6 @@ class FakeEntryPoint:
 
 
 @pytest.mark.parametrize("name", [OFFICE, "office"])
-def test_the_readme_shows_the_third_partys_backend() -> None:
-    root = Path(__file__).parents[2]
-    code = (root / "tests/backends/third_party.py").read_text().split('"""\n\n', 1)[1]
-    assert f"```python\n{code}```\n" in (root / "README.md").read_text()
-
-
 async def test_a_third_partys_backend(
     tmp_path: Path, store: Store, people: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""``make run`` as a newcomer meets it: it starts, its three lines work, Ctrl-C leaves nothing."""
+"""``make run`` as a newcomer meets it: it starts, its lines work, Ctrl-C leaves nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, Pa
         process.stop(timeout=40)
 
 
-def test_the_three_lines_and_the_end(demo: tuple[Process, Path]) -> None:
+def test_the_lines_and_the_end(demo: tuple[Process, Path]) -> None:
     process, folder = demo
     lines = [line for line in process.output().splitlines() if "tests.support.say" in line]
     assert [run_line(line) for line in lines] == [
@@ -79,6 +79,9 @@ def test_the_three_lines_and_the_end(demo: tuple[Process, Path]) -> None:
             " refused for user 'bob'",
         ),
     ]
+    (allow,) = [line for line in process.output().splitlines() if "gatekeeperctl" in line]
+    assert run_line(allow) == Said(0, 'Setting permissions for user "bob" in vhost "/" ...', "")
+    assert run_line(lines[2]) == Said(0, "published to demo.hello", ""), "and now he may"
     running = " ".join(processes_of(folder))
     assert "beam" in running
     assert "gatekeeper.conf" in running

@@ -36,9 +36,11 @@ def first_free_port(first: int) -> int:
     raise HarnessError(f"no free port on {LOOPBACK} from {first} to {first + TRIED_PORTS - 1}")
 
 
-def paste_lines(port: int) -> str:
+def paste_lines(port: int, run: Path) -> str:
     python = os.path.relpath(sys.executable)
     say = f"{python} -m tests.support.say"
+    socket_path = os.path.relpath(run / "gatekeeper.db.sock")
+    ctl = f"{os.path.relpath(Path(sys.executable).parent / 'gatekeeperctl')} --socket {socket_path}"
     alice = f"amqp://alice:alice@{LOOPBACK}:{port}/%2F"
     bob = f"amqp://bob:bob@{LOOPBACK}:{port}/%2F"
     return "\n".join(
@@ -52,6 +54,9 @@ def paste_lines(port: int) -> str:
             f"  {say} read {bob} demo.hello",
             "  # and nothing else: refused",
             f"  {say} publish {bob} demo.hello 'Hello'",
+            "",
+            "  # until bob is allowed to",
+            f"  {ctl} set_permissions bob 'demo.*' '.*' 'demo.*'",
             "",
             "Users and permissions: config/demo-definitions.json. Ctrl-C stops everything.",
             "",
@@ -103,7 +108,7 @@ def serve(run: Path, first: int, stopping: threading.Event) -> int:
         port = first_free_port(first)
         (run / "gatekeeper.log").unlink(missing_ok=True)
         gate = start_gate(run, port, broker, password)
-        print(paste_lines(port), flush=True)
+        print(paste_lines(port, run), flush=True)
         position = 0
         while not stopping.wait(0.3):
             position = follow(gate.log, position)

@@ -22,14 +22,17 @@ install: $(VENV)/.dev $(VENV)/.compiled ## the package with its development tool
 
 test: $(VENV)/.system install test-plain test-compiled ## all tests, on the plain and on the compiled scanner
 
-# Everything that needs no other process, with the coverage gate.
-test-plain: install
-	GATEKEEPER_PURE=1 $(PYTEST) --ignore=tests/integration --ignore=tests/test_packaging.py \
+# What starts gates and brokers runs once, on the scanner that users have.
+PROCESSES := tests/integration tests/admin tests/cli tests/test_packaging.py
+
+# Everything else, with the coverage gate.
+test-plain: install $(VENV)/.system
+	GATEKEEPER_PURE=1 $(PYTEST) $(PROCESSES:%=--ignore=%) \
 	    $(COVERED:%=--cov=%) --cov-branch --cov-report=term --cov-fail-under=95
 
 # The scanner's tests again, and everything against real processes.
 test-compiled: install $(VENV)/.system
-	$(PYTEST) tests/protocol tests/server tests/integration tests/test_packaging.py
+	$(PYTEST) tests/protocol tests/server $(PROCESSES)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check

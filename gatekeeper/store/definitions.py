@@ -164,8 +164,10 @@ def _apply(draft: Draft, definitions: Definitions, grant_to: bytes | None) -> No
         try:
             draft.put_vhost(
                 vhost.name,
-                description=vhost.description,
-                tags=vhost.tags,
+                # What the file does not say of a vhost that is there already is emptied
+                # (rabbit_definitions:add_vhost), other than the two below.
+                description=vhost.description or "",
+                tags=vhost.tags or (),
                 default_queue_type=vhost.default_queue_type,
                 protected=vhost.protected,
                 grant_to=grant_to,

@@ -151,7 +151,7 @@ def test_merge_overwrites_what_is_named_and_keeps_the_rest(store: Store) -> None
     store.add_user(b"kept", b"pw")
     store.add_user(b"imp1", b"old", tags=["old"])
     store.set_user_limits(b"imp1", {"max-channels": 2})
-    store.add_vhost(b"impv", description="stays", tags=["s"], default_queue_type="stream")
+    store.add_vhost(b"impv", description="goes", tags=["s"], default_queue_type="stream")
     store.add_vhost(b"v3", description="goes")
     store.set_permissions(b"imp1", b"impv", b"x", b"x", b"x")
     store.set_permissions(b"kept", b"impv", b"k", b"k", b"k")
@@ -166,7 +166,7 @@ def test_merge_overwrites_what_is_named_and_keeps_the_rest(store: Store) -> None
     impv, v3 = store.vhost(b"impv"), store.vhost(b"v3")
     assert impv is not None
     assert v3 is not None
-    assert (impv.description, impv.tags, impv.default_queue_type) == ("stays", ("s",), "stream")
+    assert (impv.description, impv.tags, impv.default_queue_type) == ("", (), "stream")
     assert (v3.description, v3.tags) == ("flat", ("x", "y"))
     assert store.permissions(b"imp1", b"impv") == PermissionSet("^é".encode(), b".*", b"")
     assert store.permissions(b"kept", b"impv") == PermissionSet(b"k", b"k", b"k")

@@ -1,9 +1,10 @@
-"""How fast is a revocation? ``python -m tests.bench.revocation [--connections 1000] [--rounds 3]``
+"""How fast is a revocation? ``python -m tests.bench.revocation [--connections 1000] [--rounds 3]
+[--workers 1]``
 
 A publisher and a consumer work as fast as they can through the gate and RabbitMQ, beside a crowd
 of connections of the same user, each with a consumer that keeps its right. Then the user loses
-the rights to write, and to read the one queue. The clock starts when the change is committed, and
-the call that made it (in a thread of the gate's process, as the management API makes it) returns.
+the rights to write, and to read the one queue, by one request to the management API. The clock
+starts when its answer is there.
 
 Strategy: all clocks are CLOCK_MONOTONIC, the same for every process. Every message carries the
 time at which it was sent; what was accepted is what comes out of RabbitMQ, read by a client that
@@ -13,37 +14,32 @@ no gate is in the way of. The consumer does not understand basic.cancel, so it i
 from __future__ import annotations
 
 import argparse
-import asyncio
+import base64
 import contextlib
+import http.client
+import json
 import multiprocessing
 import selectors
 import struct
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import uvloop
-
-from gatekeeper import logs
-from gatekeeper.app import App
-from gatekeeper.config.load import load_settings
 from tests.bench import machine, wire
 from tests.bench.client import PASSWORD, USER, Client
 from tests.bench.measures import Metric, raise_descriptor_limit
-from tests.bench.meter import ROOT
 from tests.bench.report import FORMATS, Results
 from tests.bench.routes import SERVICE_PASSWORD, rabbit
 from tests.bench.wire import BenchError
-from tests.support.gate import GateConfig, environment
-from tests.support.process import free_port, listens, wait_until
+from tests.support.gate import Gate, GateConfig
+from tests.support.process import LOOPBACK, free_port
 from tests.support.rabbit import definitions, permission, user
 
+ADMIN = "admin"
 SINK, FEED, CROWD = b"sink", b"feed", b"crowd"
 LOAD_SECONDS, AFTER_SECONDS = 2.0, 1.5
 BATCH = 50
@@ -63,62 +59,37 @@ ROWS = (
 # --- the gate, and the change that is made in it ---
 
 
-def serve(config: str) -> None:
-    """Run the gate; for each line of standard input change the rights, and print the time."""
-    settings = load_settings(Path(config), {})
-    logs.configure(settings.log)
+class ServedGate(Gate):
+    """A gate whose rights are changed over its management API, as an operator changes them."""
 
-    async def run() -> None:
-        app = App(settings)
-        loop = asyncio.get_running_loop()
-
-        def obey() -> None:
-            for line in sys.stdin:
-                write, read = (b"^$", b"^crowd") if line == "revoke\n" else (b".*", b".*")
-                app._store.set_permissions(USER.encode(), b"/", b".*", write, read)
-                print(time.monotonic_ns(), flush=True)
-            loop.call_soon_threadsafe(lambda: app.stop(hurry=True))
-
-        threading.Thread(target=obey, daemon=True).start()
-        await app.run()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
-
-
-class ServedGate:
-    def __init__(self, folder: Path, upstream: int) -> None:
-        config = GateConfig(folder, upstream=upstream, port=free_port())
+    def __init__(self, folder: Path, upstream: int, workers: int) -> None:
+        config = GateConfig(folder, upstream=upstream)
         config.with_definitions(
-            definitions(users=[user(USER, PASSWORD)], permissions=[permission(USER)])
+            definitions(
+                users=[user(USER, PASSWORD), user(ADMIN, PASSWORD, ["administrator"])],
+                permissions=[permission(USER)],
+            )
         )
-        config.set("upstreams.default.password", SERVICE_PASSWORD)
+        self._api = free_port()
+        config.set("management.tcp.port", self._api).set("management.tcp.ip", LOOPBACK)
+        config.set("upstreams.default.password", SERVICE_PASSWORD).set("workers", workers)
         config.set("log.console.level", "none").set("tcp_listen_options.backlog", 4096)
-        self.port = config.port
-        command = [sys.executable, "-m", "tests.bench.revocation", "--serve", str(config.write())]
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        wait_until(lambda: listens(self.port), timeout=20, what="the gate listens")
+        super().__init__(config)
 
     def change(self, order: str) -> int:
-        """ "revoke" or "grant"; when it was committed, in ns."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{order}\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def stop(self) -> None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.communicate(timeout=10)
-        self._process.kill()
-        self._process.wait()
+        """ "revoke" or "grant"; when the API had answered, in ns."""
+        write, read = ("^$", "^crowd") if order == "revoke" else (".*", ".*")
+        body = json.dumps({"configure": ".*", "write": write, "read": read})
+        login = base64.b64encode(f"{ADMIN}:{PASSWORD}".encode()).decode()
+        api = http.client.HTTPConnection(LOOPBACK, self._api, timeout=30)
+        with contextlib.closing(api):
+            headers = {"Authorization": f"Basic {login}"}
+            api.request("PUT", f"/api/permissions/%2F/{USER}", body, headers)
+            status = api.getresponse().status
+            answered = time.monotonic_ns()
+        if status not in {201, 204}:
+            raise BenchError(f"the management API answers {status}")
+        return answered
 
 
 # --- the clients, each a process ---
@@ -234,7 +205,7 @@ def _answer(pipe: Connection, what: str) -> object:
 
 
 def measure(gate: ServedGate, broker: int) -> dict[str, float]:
-    """Milliseconds after the commit, by the second column of ROWS."""
+    """Milliseconds after the API's answer, by the second column of ROWS."""
     with Client(broker) as admin, ExitStack() as stack:
         admin.open_channel()
         admin.declare_exchange()
@@ -270,11 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.revocation")
     parser.add_argument("--connections", type=int, default=1000, help="the crowd")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--serve", metavar="CONFIG", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(argv)
-    if options.serve:
-        serve(options.serve)
-        return 0
     raise_descriptor_limit(2 * options.connections + 500)
     results = Results()
     with ExitStack() as stack:
@@ -282,8 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("rabbit", "gate"):
             (folder / name).mkdir()
         broker = stack.enter_context(rabbit(folder / "rabbit")).port
-        gate = ServedGate(folder / "gate", broker)
-        stack.callback(gate.stop)
+        gate = stack.enter_context(ServedGate(folder / "gate", broker, options.workers))
         admin = stack.enter_context(Client(broker))
         admin.open_channel()
         admin.declare_queue(CROWD)
@@ -291,9 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(options.rounds):
             found = measure(gate, broker)
             for title, name in ROWS:
-                metric = Metric(f"{title}, after the commit", "ms", 1, compared=False)
+                metric = Metric(f"{title}, after the API's answer", "ms", 1, compared=False)
                 results.add(metric, "gate", number, found[name])
-    for label, text in (*machine.describe(), ("crowd", f"{options.connections} connections")):
+    for label, text in (
+        *machine.describe(),
+        ("crowd", f"{options.connections} connections, {options.workers} workers"),
+    ):
         print(f"{label}: {text}")
     for make in FORMATS.values():
         print(f"\n{make(results.table(['gate']))}")

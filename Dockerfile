@@ -1,6 +1,7 @@
 # syntax=docker/dockerfile:1
 # Two stages: a builder with a compiler makes the wheel (with the compiled scanner, or not at
-# all), and the image gets the virtual environment and the one C library that the gate loads.
+# all), and the image gets the virtual environment, with every extra, and the one C library that
+# the gate loads.
 # tests/test_packaging.py runs these steps without Docker and checks this file against them.
 
 FROM python:3.11-slim-bookworm AS builder
@@ -13,7 +14,7 @@ COPY gatekeeper ./gatekeeper
 ENV GATEKEEPER_REQUIRE_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN pip wheel --no-deps --wheel-dir /wheels .
 RUN python -m venv /opt/gatekeeper \
-    && /opt/gatekeeper/bin/pip install /wheels/*.whl \
+    && /opt/gatekeeper/bin/pip install "$(echo /wheels/*.whl)[all]" \
     && /opt/gatekeeper/bin/pip uninstall --yes pip setuptools
 
 FROM python:3.11-slim-bookworm

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from gatekeeper import __version__
 from gatekeeper._compile import CompileError, compile_scanner, extension_name
@@ -164,6 +166,28 @@ def test_the_wheel_holds_nothing_else(image: Image) -> None:
 def test_the_installed_command_runs(image: Image) -> None:
     done = image.command("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"gatekeeper {__version__}\n", "")
+
+
+def test_the_image_can_do_everything(image: Image, tmp_path: Path) -> None:
+    """Every backend, the management API and argon2id: no extra is missing."""
+    conf = tmp_path / "gatekeeper.conf"
+    conf.write_text(
+        "upstreams.default.servers.1 = 127.0.0.1:5673\n"
+        "upstreams.default.username = u\nupstreams.default.password = p\n"
+        "auth_backends.1 = http\nauth_backends.2 = ldap\nauth_backends.3 = oauth2\n"
+        "auth_ldap.servers.1 = 127.0.0.1\nauth_oauth2.resource_server_id = rabbitmq\n"
+        f"auth_oauth2.signing_keys.k = {signing_key(tmp_path)}\n"
+        "password_hashing_module = argon2id\nmanagement.tcp.port = 15672\n"
+    )
+    done = image.command("--config", conf, "--check-config")
+    assert (done.returncode, done.stdout) == (0, f"{conf}: good\n"), done.stderr
+
+
+def signing_key(folder: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    path = folder / "key.pem"
+    path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return path
 
 
 def test_the_installed_scanner_is_the_compiled_one(image: Image) -> None:

@@ -363,14 +363,17 @@ SCRIPTS = {
 @pytest.mark.parametrize("script", SCRIPTS, ids=str)
 def test_answers_are_the_brokers_own(gate: Gate, native: int, world: World, script: str) -> None:
     data = SCRIPTS[script]
-    at_gate = unordered(attempt(gate.port, data))
-    world.unharmed()
     # Some of it is a race within RabbitMQ, whose reader and channels are processes of their own.
     for _ in range(5):
+        at_gate = unordered(attempt(gate.port, data))
+        world.unharmed()
         world.clear()
         world.build()
-        if at_gate == (at_broker := unordered(attempt(native, data))):
+        at_broker = unordered(attempt(native, data))
+        if at_gate == at_broker:
             return
+        world.clear()
+        world.build()
     assert at_gate == at_broker
 
 
@@ -732,17 +735,10 @@ def test_a_right_lost_amid_a_message(gate: Gate, world: World, store_path: Path)
         assert early == {}
         with changed(store_path, write="^$", read="^$"):
             client.send_raw(whole[len(method) :] + publish_frames(2, b"m.topic", b"ok", b"late"))
-            assert [closes(hear(client), n) for n in (1, 1)] == [[403], []]
-            # The consumer lives on, as RabbitMQ's does, until the secret is updated. Nobody was
-            # told its tag, and it is found all the same.
-            world.client.publish(1, b"", b"m.q", b"yours")
-            assert hear(client)[3] == [("basic.deliver",)]
-            client.send(0, "connection.update-secret", new_secret=b"x")
             heard = hear(client)
-            assert (heard[0], heard[3]) == (
-                [("connection.update-secret-ok",)],
-                [("basic.cancel",)],
-            )
+            assert [closes(heard, 1), closes(hear(client), 1)] == [[403], []]
+            # Nobody was told the consumer's tag, and it is found all the same.
+            assert heard[3] == [("basic.cancel",)]
             world.client.publish(1, b"", b"m.q", b"not yours")
             assert hear(client) == {}
     assert world.bodies(b"m.q") == [b"not yours"]

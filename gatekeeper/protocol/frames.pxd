@@ -69,7 +69,7 @@ cdef bint _approved(
     kind=cython.uint, n=cython.int, p=Py_ssize_t, method=cython.uint, last=Py_ssize_t,
     a=Py_ssize_t, b=Py_ssize_t, c=Py_ssize_t, flags=cython.uint, h=Py_ssize_t, q=Py_ssize_t,
     body=cython.longlong, keyed=bint, asked=bint, fresh=bint, unit=bytes, known=p_uchar,
-    length=Py_ssize_t, gap=Py_ssize_t,
+    length=Py_ssize_t, gap=Py_ssize_t, longest=Py_ssize_t,
 )
 cpdef Py_ssize_t scan_client(Lane lane, bytearray buf, Py_ssize_t pos, Py_ssize_t end)
 

@@ -39,6 +39,10 @@ METHOD = 0
 HEADER = 1
 BODY = 2
 
+MAX_UNIT = 1024
+"""Octets of a publish's method and header that are worth keeping for comparison: every channel
+keeps one, and a header may be as long as a frame."""
+
 
 class Names:
     """A set of byte strings, which is asked with a stretch of the buffer: no object is made.
@@ -215,6 +219,7 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
     fresh = True
     unit = known = b""  # compiled: known points to the octets of unit
     length = gap = 0
+    longest = MAX_UNIT
     lane.stop = SLOW
     while True:
         if length and channel is not None and channel.expect == method_expected:
@@ -350,7 +355,7 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
             lane.key = octets.cut(raw, b + 1, c)
             lane.stop = ASK
             return pos
-        if fresh:
+        if fresh and past - pos <= longest:
             # Once a scan at most, so that messages which all differ do not pay for it.
             fresh = False
             unit = known = octets.cut(raw, pos, past)

@@ -498,6 +498,21 @@ def test_a_repeated_publish_passes_if_it_would_have_alone(
 
 
 @both
+def test_a_channel_keeps_no_long_header(scanner: ModuleType) -> None:
+    """A client may have thousands of channels, and send each of them a header of a whole frame."""
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    lane.channels[1] = channel = scanner.Channel()
+    channel.approve_exchange(b"ok")
+    table = wire.longstr(wire.table([(b"a", ("S", b"x" * 130_000))]))
+    data = bytearray(publish(1, properties=b"\x20\x00" + table) * 2)
+    assert scanner.scan_client(lane, data, 0, len(data)) == len(data)
+    assert channel.unit is None
+    data = bytearray(publish(1) * 2)
+    assert scanner.scan_client(lane, data, 0, len(data)) == len(data)
+    assert data.startswith(channel.unit)
+
+
+@both
 def test_nothing_passes_after_its_approval_is_forgotten(scanner: ModuleType) -> None:
     lane = scanner.Lane(131072, 1 << 29, b"alice")
     lane.channels[1] = channel = scanner.Channel()

@@ -70,15 +70,20 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE, CLOSE_OK = (20, 10), (20, 40), (20, 41)
 UPDATE_SECRET_OK = method(0, 10, 71)
+CHECKED_AT_ONCE = 64
+"""Checks of one frame before other connections get their turn: a header may name 20,000 routes."""
 
 
 class ClientFrames:
-    __slots__ = ("_judging", "_s", "_secret_taken")
+    """tired: a frame waits for nothing but its next turn."""
+
+    __slots__ = ("_judging", "_s", "_secret_taken", "tired")
 
     def __init__(self, session: Session) -> None:
         self._s = session
         self._secret_taken = False  # and the consumers are not all judged again yet
         self._judging: Content | None = None
+        self.tired = False
 
     def start_over(self) -> None:
         """The policy has changed: a content header that waits for answers is judged anew."""
@@ -402,7 +407,11 @@ class ClientFrames:
         Fields: denied, but to be forwarded in this harmless form (see ``Step.harmless``).
         """
         policy, context = self._s.policy, self._s.context
+        enough = len(steps) - CHECKED_AT_ONCE
         while steps:
+            if len(steps) == enough:
+                self.tired = True
+                raise Pending
             step = steps[0]
             check = step.check
             detail = b""

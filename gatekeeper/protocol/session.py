@@ -47,6 +47,8 @@ JUDGED_AT_ONCE = 256
 that is judged counts JUDGED, a question of the scanner ASKED. Frames of the fast lane do not count,
 a whole chunk of them takes less."""
 JUDGED, ASKED = 4, 2
+OCTETS = 64
+"""So many of a frame that is judged count 1 more: a table is read whole, a route is a check."""
 ASKED_AT_ONCE = 8
 """Questions of the scanner about one publish; one that leads to more is judged as a whole."""
 
@@ -200,8 +202,8 @@ class Session:
                 at = pos
                 if asked <= ASKED_AT_ONCE and self._granted((buf[pos + 1] << 8) | buf[pos + 2]):
                     continue
-            judged += JUDGED
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
+            judged += JUDGED + size // OCTETS
             past = pos + size + 8
             outcome = self._judge(buf, pos, past)
             if self._waited and outcome is not Outcome.WAIT:
@@ -218,7 +220,7 @@ class Session:
                 self.to_broker.insert(self._mark, memoryview(buf)[run:pos])
             if outcome is Outcome.WAIT:
                 self.client_stalled = self._waited = True
-                self.client_tired = self.consumers.tired
+                self.client_tired = self.consumers.tired or self._client.tired
                 return pos
             run = pos = past
             if not self.among(State.RUNNING):
@@ -238,6 +240,7 @@ class Session:
 
     def _judge(self, buf: bytearray, pos: int, past: int) -> Outcome:
         self._mark = len(self.to_broker)
+        self._client.tired = False
         number = (buf[pos + 1] << 8) | buf[pos + 2]
         try:
             size = past - pos - 8

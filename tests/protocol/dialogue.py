@@ -281,6 +281,8 @@ class Dialogue:
             buf[:] = b"\xff" * len(buf)  # the shared buffer is used again
             self._to_broker(out, answer=answer)
             if not moved and before == (len(self._tail), self.session.state, len(self.client)):
+                if self.session.client_tired:
+                    continue
                 if not self.session.client_stalled or not self.policy.slow:
                     return
                 if not self._tail:

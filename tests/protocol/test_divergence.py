@@ -463,6 +463,38 @@ def test_many_routes_and_late_answers() -> None:
     assert len(one.policy.asked) == 502
 
 
+def test_many_routes_are_judged_in_turns() -> None:
+    """Or one message of a frame's length holds up all other connections for half a second."""
+    one = opened(Policy(denied={b"forbidden"}, topics={b"t"}))
+    data = bytearray(publish(1, b"t", properties=routes(500)) * 2)
+    most = turns = 0
+    while data and turns < 100:
+        turns += 1
+        one.policy.asked.clear()
+        done = one.session.client_data(data, 0, len(data))
+        one.flush()
+        assert one.session.client_tired is bool(data[done:])
+        del data[:done]
+        most = max(most, len(one.policy.asked))
+    assert one.bodies() == [b"hello"] * 2
+    assert most < 150
+    assert turns < 20
+
+
+def test_a_change_of_policy_between_turns_asks_again() -> None:
+    one = opened(Policy(denied={b"forbidden"}, topics={b"t"}))
+    data = bytearray(publish(1, b"t", b"k", properties=routes(500)))
+    for _ in range(3):
+        del data[: one.session.client_data(data, 0, len(data))]
+        one.flush()
+    assert one.session.client_tired
+    one.policy.denied.add(b"t")
+    one.epoch.bump()
+    one.send(bytes(data))
+    assert [close[1] for close in one.closes()] == [403]
+    assert one.bodies() == []
+
+
 def test_a_change_of_policy_amid_late_answers_asks_again() -> None:
     one = opened(Policy(denied={b"forbidden"}, topics={b"t"}))
     one.policy.slow = True

@@ -250,6 +250,9 @@ class Pump:
         session = self.session
         if state in (State.DRAINING, State.FAILING):
             self._timer = self._loop.call_later(DRAIN_TIMEOUT, self._drained)
+        elif state is State.RUNNING:
+            # The client's error was void. If nothing of its bytes was left, none is fed again.
+            self._client.release(HOLD_STALLED)
         elif state is State.TOLD:
             # Nothing more of the broker's can be for this client.
             self._broker.close(1.0)

@@ -391,6 +391,31 @@ async def test_crossing_closes_of_a_channel(tmp_path: Path, fake: FakeBroker) ->
         await client.close()
 
 
+async def test_a_client_is_read_from_again_when_its_error_is_void(
+    tmp_path: Path, fake: FakeBroker
+) -> None:
+    """The broker closes the channel for an earlier operation: there is no error of the client's."""
+
+    async def close_channel(session: BrokerSession) -> None:
+        await session.expect("channel.open", 1)
+        session.send(1, "channel.open-ok")
+        await session.expect("channel.close", 1)  # for the client's error
+        session.send(1, "channel.close", reply_code=404, reply_text=b"NOT_FOUND - gone")
+        session.send(1, "channel.close-ok")
+        await session.expect("channel.close-ok", 1)
+        await session.serve()
+
+    fake.session = close_channel
+    async with gate(tmp_path, fake.port) as local:
+        client = await local.login()
+        await client.open_channel()
+        client.send(1, "channel.flow-ok", active=True)  # 503: ends the connection
+        assert (await client.expect("channel.close", 1))["reply_code"] == 404
+        client.send(1, "channel.close-ok")
+        await client.open_channel()
+        await client.close()
+
+
 # --- a client that fails ---
 
 

@@ -35,6 +35,14 @@ MAX_METHOD = 512
 _NOTHING: frozenset[Check] = frozenset()
 
 
+class Canceller(enum.Enum):
+    """Who has sent a basic.cancel, and so whom its answer is for."""
+
+    CLIENT = enum.auto()
+    NO_WAIT = enum.auto()  # the client, who did not ask for an answer
+    GATE = enum.auto()
+
+
 class Mode(enum.IntEnum):
     OPEN = 0
     UNOPENED = 1  # created by its first frame, which must turn out to be channel.open
@@ -159,7 +167,7 @@ class ChannelState(Channel):
         self.exchange_deletes: Fifo[PendingExchange] = Fifo()
         self.changing: dict[bytes, int] | None = None
         self.deferred: list[bytes] | None = None
-        self.cancels: dict[bytes, list[bool]] | None = None
+        self.cancels: dict[bytes, list[Canceller]] | None = None
         self.error: AmqpError | None = None
 
     @property
@@ -197,21 +205,22 @@ class ChannelState(Channel):
         self.named_before[payload] = effect
         return not known
 
-    def cancelling(self, tag: bytes, *, own: bool) -> None:
-        """The broker was sent a basic.cancel that it will answer; ``own``: by the gate."""
+    def cancelling(self, tag: bytes, by: Canceller) -> None:
+        """The broker was sent a basic.cancel, and will answer."""
         if self.cancels is None:
             self.cancels = {}
-        self.cancels.setdefault(tag, []).append(own)
+        self.cancels.setdefault(tag, []).append(by)
 
-    def cancelled(self, tag: bytes) -> bool:
-        """The broker has answered the oldest cancel of the tag; True if the gate had sent it."""
+    def cancelled(self, tag: bytes) -> Canceller | None:
+        """The broker has answered the oldest cancel of the tag: whose was it? None: there is
+        none."""
         if self.cancels is None or tag not in self.cancels:
-            return False
-        own = self.cancels[tag].pop(0)
+            return None
+        by = self.cancels[tag].pop(0)
         if not self.cancels[tag]:
             del self.cancels[tag]
             self.cancels = self.cancels or None
-        return own
+        return by
 
     def change(self, pending: PendingExchange, queue: Fifo[PendingExchange]) -> None:
         """The broker was sent something that may change what the exchange is."""

@@ -115,10 +115,10 @@ class Consumed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """answered: the broker will answer."""
+    """swallow: the client did not ask for the answer."""
 
     tag: bytes
-    answered: bool = True
+    swallow: bool = False
 
 
 Effect = QueueDeclared | ExchangeDeclared | ExchangeSeen | ExchangeDeleted | Consumed | Cancelled
@@ -444,17 +444,20 @@ def _basic_get(fields: Fields, view: ChannelView, _context: Context) -> Judgemen
 
 
 def _basic_cancel(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
+    """The broker is always asked to answer: else nobody could tell which consumer of a tag that
+    is used again it cancels on its own."""
     tag, bits = fields
-    return Judgement((), Cancelled(as_bytes(tag), answered=not as_int(bits) & 1))
+    nowait = bool(as_int(bits) & 1)
+    return Judgement((), Cancelled(as_bytes(tag), nowait), None, (tag, 0) if nowait else None)
 
 
 def _basic_cancel_ok(fields: Fields, _view: ChannelView, _context: Context) -> Judgement:
     """RabbitMQ 4.3.0 on: a client's cancel-ok cancels that consumer, without an answer.
 
-    Sent on as a no-wait cancel, which older brokers know too.
+    Sent on as a cancel, which older brokers know too.
     """
     tag = as_bytes(fields[0])
-    return Judgement((), Cancelled(tag, answered=False), (60, 30), (tag, 1))
+    return Judgement((), Cancelled(tag, swallow=True), (60, 30), (tag, 0))
 
 
 def _free(_fields: Fields, _view: ChannelView, _context: Context) -> Judgement:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gatekeeper.model import Access, Decision, Kind, Permission
-from gatekeeper.protocol.channels import ChannelState, Mode
+from gatekeeper.protocol.channels import Canceller, ChannelState, Mode
 from gatekeeper.protocol.checks import REPLY_TO, Consumed, access_refused
 from gatekeeper.protocol.frames import NEED_MORE, SLOW, Lane, scan_broker
 from gatekeeper.protocol.states import PASS, TAKEN, Outcome, Pending, State
@@ -177,7 +177,7 @@ class Consumers:
             error = access_refused(check, session.context, decision.detail)
             session.interject(number, channel, b"", error)
             return
-        channel.cancelling(tag, own=True)
+        channel.cancelling(tag, Canceller.GATE)
         session.interject(number, channel, method(number, 60, 30, shortstr(tag) + b"\x00"))
 
     def _in_service(self, channel: ChannelState) -> bool:
@@ -248,9 +248,11 @@ class Consumers:
         return True
 
     def cancel_ok(self, number: int, channel: ChannelState, tag: bytes) -> bool:
-        """The broker has answered a cancel; True if it was the gate's own: tell the client."""
-        if not channel.cancelled(tag):
-            return False
+        """The broker has answered a cancel; True if not for the client. If it was the gate's own,
+        the client is told by a cancel."""
+        by = channel.cancelled(tag)
+        if by is not Canceller.GATE:
+            return by is Canceller.NO_WAIT
         late = None if self.late is None else self.late.get(number)
         if late is not None and tag in late.ended:
             ended = late.ended[tag].pop(0)

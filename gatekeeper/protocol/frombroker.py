@@ -223,15 +223,20 @@ class BrokerFrames:
         return TAKEN if pending.swallow else PASS
 
     def _cancel(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
-        """The broker cancels a consumer (its queue is gone). Always asked for upstream."""
+        """The broker cancels a consumer (its queue is gone). Always asked for upstream.
+
+        One that a cancel is under way for is not among the channel's any more: the one of that
+        tag that is there will only begin, and must stay known, for it may lose its right.
+        """
         tag = Reader(payload, 4).shortstr()
-        if not self._s.consumers.cancelled(number, tag):
+        ended = self._s.consumers.cancelled(number, tag)
+        if not ended and (channel.cancels is None or tag not in channel.cancels):
             channel.view.consumers.pop(tag, None)
         return PASS if self._s.cancel_notify else TAKEN
 
     def _cancel_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
-        own = self._s.consumers.cancel_ok(number, channel, Reader(payload, 4).shortstr())
-        return TAKEN if own else PASS
+        taken = self._s.consumers.cancel_ok(number, channel, Reader(payload, 4).shortstr())
+        return TAKEN if taken else PASS
 
     _HANDLERS: ClassVar[dict[tuple[int, int], Callable[..., Outcome]]] = {
         (20, 40): _channel_close,

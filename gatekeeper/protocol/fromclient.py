@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.model import Access, Kind, Permission, TopicAccess
 from gatekeeper.protocol.channels import (
+    Canceller,
     ChannelState,
     Content,
     Mode,
@@ -478,8 +479,8 @@ class ClientFrames:
             view.tag = None
         elif isinstance(effect, Cancelled):
             view.consumers.pop(effect.tag, None)
-            if effect.answered:
-                channel.cancelling(effect.tag, own=False)
+            by = Canceller.NO_WAIT if effect.swallow else Canceller.CLIENT
+            channel.cancelling(effect.tag, by)
 
     @staticmethod
     def _queue_declared(

@@ -186,6 +186,31 @@ def test_the_answer_to_the_client_s_own_cancel_is_the_client_s() -> None:
     assert delivered(one) == []
 
 
+@pytest.mark.parametrize("nowait", [0, 1])
+def test_the_broker_cancels_the_tag_s_last_consumer(nowait: int) -> None:
+    """Its queue is gone while the client cancels it and uses the tag again: the new one lives on,
+    may be cancelled in its turn, and must end when its right is lost."""
+    one = dialogue(consume(b"gone", b"t"))
+    one.send(call(1, CANCEL, b"t", nowait) + consume(b"lost", b"t"), answer=False)
+    assert upstream(one, CANCEL) == [(b"t", 0)]
+    one.reply(call(1, CANCEL, b"t", 1) + call(1, CANCEL_OK, b"t") + call(1, (60, 21), b"t"))
+    answered = one.to_client().count((1, CANCEL_OK))
+    assert answered == 1 - nowait
+    change(one, b"lost", answer=False)
+    assert upstream(one, CANCEL) == [(b"t", 0)] * 2
+    one.reply(deliver(b"t", 1))
+    assert delivered(one) == []
+
+
+def test_the_broker_cancels_a_tag_that_was_used_before() -> None:
+    one = dialogue(consume(b"kept", b"t"))
+    one.send(call(1, CANCEL, b"t", 1) + consume(b"gone", b"t"))
+    one.reply(call(1, CANCEL, b"t", 1))
+    one.send(consume(b"kept", b"t"))
+    assert one.state is State.RUNNING
+    assert (0, (10, 50)) not in one.to_client()
+
+
 def test_the_broker_cancels_it_as_well() -> None:
     one = dialogue(consume(b"lost", b"t"))
     change(one, b"lost", answer=False)

@@ -362,7 +362,8 @@ def test_server_cancel_is_hidden_from_a_client_that_did_not_ask() -> None:
 
 def test_cancel_ok_from_the_client_cancels(one: Dialogue) -> None:
     one.send(call(1, (60, 20), 0, b"q", b"t", 0, b"") + call(1, (60, 31), b"t"))
-    assert one.broker.methods[-1][1:] == ((60, 30), (b"t", 1))
+    assert one.broker.methods[-1][1:] == ((60, 30), (b"t", 0))
+    assert (1, (60, 31)) not in one.to_client()
 
 
 # --- the connection ---

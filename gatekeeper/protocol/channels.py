@@ -32,6 +32,10 @@ MAX_REMEMBERED = 32_768
 MAX_METHOD = 512
 """Octets of a method that is worth remembering."""
 
+MAX_CANCELS = 1000
+"""Of a client's on one channel that may wait for the broker's answers: a client that does not read
+holds those up."""
+
 _NOTHING: frozenset[Check] = frozenset()
 
 
@@ -140,6 +144,7 @@ class ChannelState(Channel):
     __slots__ = (
         "allowed",
         "cancels",
+        "cancels_due",
         "changing",
         "content",
         "declares",
@@ -168,6 +173,7 @@ class ChannelState(Channel):
         self.changing: dict[bytes, int] | None = None
         self.deferred: list[bytes] | None = None
         self.cancels: dict[bytes, list[Canceller]] | None = None
+        self.cancels_due = 0
         self.error: AmqpError | None = None
 
     @property
@@ -210,6 +216,7 @@ class ChannelState(Channel):
         if self.cancels is None:
             self.cancels = {}
         self.cancels.setdefault(tag, []).append(by)
+        self.cancels_due += 1
 
     def cancelled(self, tag: bytes) -> Canceller | None:
         """The broker has answered the oldest cancel of the tag: whose was it? None: there is
@@ -217,6 +224,7 @@ class ChannelState(Channel):
         if self.cancels is None or tag not in self.cancels:
             return None
         by = self.cancels[tag].pop(0)
+        self.cancels_due -= 1
         if not self.cancels[tag]:
             del self.cancels[tag]
             self.cancels = self.cancels or None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.model import Access, Kind, Permission, TopicAccess
 from gatekeeper.protocol.channels import (
+    MAX_CANCELS,
     Canceller,
     ChannelState,
     Content,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from gatekeeper.protocol.session import Session
 
 OPEN, CLOSE, CLOSE_OK = (20, 10), (20, 40), (20, 41)
+CANCELS = frozenset({(60, 30), (60, 31)})
 UPDATE_SECRET_OK = method(0, 10, 71)
 CHECKED_AT_ONCE = 64
 """Checks of one frame before other connections get their turn: a header may name 20,000 routes."""
@@ -242,6 +244,8 @@ class ClientFrames:
             return PASS
         if ids == OPEN:
             raise AmqpError(ReplyCode.CHANNEL_ERROR, b"second 'channel.open' seen", *ids)
+        if ids in CANCELS and channel.cancels_due >= MAX_CANCELS:
+            raise Pending
         try:
             judgement = judge(ids, fields, channel.view, self._s.context)
             denied = self._decide(channel, deque(judgement.steps))

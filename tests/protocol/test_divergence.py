@@ -552,6 +552,24 @@ def test_what_one_connection_remembers_is_bounded(monkeypatch: pytest.MonkeyPatc
     assert channels.MAX_REMEMBERED < 100_000
 
 
+@pytest.mark.parametrize("nowait", [0, 1])
+def test_cancels_without_answers_are_bounded(nowait: int) -> None:
+    """The broker's answers are not read as long as the client does not read."""
+    one = opened()
+    count = channels.MAX_CANCELS + 500
+    tags = [b"%d" % (n // 2) for n in range(count)]
+    one.send(b"".join(call(1, (60, 30), tag, nowait) for tag in tags), answer=False)
+    for _ in range(count // 60):
+        one.send(b"", answer=False)
+    assert len(one.at_broker()) == channels.MAX_CANCELS + 1
+    assert one.session.client_stalled
+    one.reply(b"".join(call(1, (60, 31), tag) for tag in tags[: channels.MAX_CANCELS]))
+    one.send(b"")
+    assert len(one.at_broker()) == count + 1
+    assert one.session.channels[1].cancels is None
+    assert one.to_client().count((1, (60, 31))) == (0 if nowait else count)
+
+
 def test_a_message_size_of_nothing_is_a_limit() -> None:
     one = opened(context=Context(b"/", b"alice", max_message_size=0))
     one.send(publish(1, body=b"") * 2 + publish(1, body=b"x"))

@@ -13,7 +13,10 @@ gate asks again after every change (``Session.recheck``). One that lost the righ
   told nothing, as in RabbitMQ 4.3 (``rabbit_channel:recheck_consumers``); after any other change
   its channel is closed with 403, with the text that basic.consume would get now.
 
-# INVARIANT: from a change to the last verdict nothing of the broker's is passed on (``busy``),
+Where rights have only grown old (``Epoch.age``), nothing is known to have changed: deliveries go
+on until the verdict.
+
+# INVARIANT: from a change to the last verdict nothing of the broker's is passed on (``holds``),
 # and nothing of an ended consumer's ever.
 """
 
@@ -89,22 +92,24 @@ class Late:
 class Consumers:
     """late: by channel number; None while there is none, as almost always.
 
-    busy: verdicts are outstanding. tired: not for want of answers; ``go_on`` in the next turn.
+    busy: verdicts are outstanding. holds: and until then nothing is passed on. tired: not for want
+    of answers; ``go_on`` in the next turn.
     """
 
-    __slots__ = ("_cause", "_left", "_s", "busy", "late", "tired")
+    __slots__ = ("_cause", "_left", "_s", "busy", "holds", "late", "tired")
 
     def __init__(self, session: Session) -> None:
         self._s = session
         self._cause = Cause.CHANGE
         self._left: deque[tuple[bytes, list[Held]]] | None = None
         self.busy = False
+        self.holds = False
         self.tired = False
         self.late: dict[int, Late] | None = None
 
     # --- verdicts ---
 
-    def judge_again(self, cause: Cause) -> None:
+    def judge_again(self, cause: Cause, *, hold: bool = True) -> None:
         """Every consumer is to be judged again, also those that are being judged just now.
 
         Direct reply-to needs no right (``basic.consume`` asks for none).
@@ -119,6 +124,7 @@ class Consumers:
         self._cause = cause
         self._left = deque(by_queue.items()) if by_queue else None
         self.busy = bool(by_queue)
+        self.holds = self.busy and hold
         self.tired = False
         if by_queue:
             session.policy.rights_changed()
@@ -150,7 +156,7 @@ class Consumers:
             left.extendleft(reversed(waiting))
         if not left:
             self._left = None
-            self.busy = False
+            self.busy = self.holds = False
         return not self.busy
 
     def _end(

@@ -59,6 +59,10 @@ class Epoch(Protocol):
     @property
     def value(self) -> int: ...
 
+    @property
+    def changes(self) -> int:
+        """This one does not change where what was granted has only grown old."""
+
 
 class SessionPolicy(Protocol):
     """What the session asks of the outside. None: the answer will come, call again then."""
@@ -151,6 +155,7 @@ class Session:
         self.to_broker: list[bytes | memoryview] = []
         self.to_client: list[bytes | memoryview] = []
         self._seen = epoch.value
+        self._changes = epoch.changes
         self._remembered = 0
         self._waited = False
         self.consumers = Consumers(self)
@@ -275,7 +280,7 @@ class Session:
             return end
         if self.epoch.value != self._seen:
             self.forget()
-        if self.consumers.busy:
+        if self.consumers.holds:
             self.broker_stalled = True
             return pos
         run = pos
@@ -322,11 +327,17 @@ class Session:
     # --- what either side, or the outside, may cause ---
 
     def recheck(self) -> None:
-        """What the user may do has changed: judge the consumers again, now.
+        """What the user may do has changed, or was granted long ago: judge the consumers again.
 
         Where that takes answers or another turn, ``consumers.busy`` is set; see ``go_on`` there.
+        What is being asked because of its age is not asked anew because of its age: it might
+        take longer than that, and would never end.
         """
-        self.consumers.judge_again(Cause.CHANGE)
+        changed = self.epoch.changes != self._changes
+        self._changes = self.epoch.changes
+        if self.consumers.busy and not changed:
+            return
+        self.consumers.judge_again(Cause.CHANGE, hold=changed)
         self.consumers.go_on()
 
     def forget(self) -> None:

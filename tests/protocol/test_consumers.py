@@ -290,6 +290,7 @@ def test_nothing_is_delivered_before_the_verdict() -> None:
     one = dialogue(*(consume(b"q%d" % n, b"t%d" % n) for n in range(3 * ASKED_AT_ONCE)))
     one.policy.slow = True
     one.policy.denied.add(b"q7")
+    one.epoch.bump()
     one.session.recheck()
     one.reply(deliver(b"t1", 1))
     assert one.session.broker_stalled
@@ -322,6 +323,40 @@ def test_a_channel_that_the_broker_has_closed_is_left_alone() -> None:
     one.send(call(1, CLOSE_OK) + open_channel(1) + consume(b"kept", b"t"))
     one.reply(deliver(b"t", 1, b"new"))
     assert delivered(one) == [b"new"]
+
+
+def test_what_has_only_grown_old_does_not_hold_deliveries_up() -> None:
+    """Nor is it asked anew before it is answered: a slow backend would never be heard."""
+    one = dialogue(consume(b"lost", b"t"))
+    one.policy.slow = True
+    one.epoch.age()
+    one.session.recheck()
+    one.policy.denied.add(b"lost")
+    one.reply(deliver(b"t", 1, b"passes"))
+    assert delivered(one) == [b"passes"]
+    one.policy.turn += 1
+    one.epoch.age()
+    one.session.recheck()
+    assert one.session.consumers.busy
+    settle(one, answer=False)
+    one.reply(deliver(b"t", 2))
+    assert delivered(one) == [b"passes"]
+    assert upstream(one, CANCEL) == [(b"t", 0)]
+
+
+def test_a_change_while_the_old_is_judged_holds_deliveries_up() -> None:
+    one = dialogue(consume(b"lost", b"t"))
+    one.policy.slow = True
+    one.epoch.age()
+    one.session.recheck()
+    one.policy.denied.add(b"lost")
+    one.epoch.bump()
+    one.session.recheck()
+    one.reply(deliver(b"t", 1))
+    assert delivered(one) == []
+    assert one.session.broker_stalled
+    settle(one)
+    assert delivered(one) == []
 
 
 def test_a_change_while_the_last_one_is_still_judged() -> None:

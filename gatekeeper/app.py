@@ -174,13 +174,7 @@ class App:
 
     def _carry_out(self, event: StoreEvent) -> None:
         """In the event loop: end connections, or have their consumers judged again."""
-        match event:  # a login may have taken its time, and be kept
-            case PasswordChanged(name) | UserDeleted(name):
-                self._backends.clear_cache(name)
-            case Reloaded():
-                self._backends.clear_cache()
-            case _:
-                pass
+        self._backends.store_changed(event)
         match event:
             case PermissionsChanged(user, vhost):
                 self._revocation.permissions_changed(user, vhost)

@@ -143,6 +143,7 @@ class Supervisor:
         self._ready = False
         self._refreshing = False
         self._untold = False
+        self._backends: Backends | None = None
 
     async def run(self) -> int:
         """Until a signal, or until it cannot go on (raises OperatorError)."""
@@ -151,7 +152,7 @@ class Supervisor:
         self._owner = Owner(self._task_failed)
         self._nursery = Nursery(self._nursery_pid, self._line, self._nursery_gone)
         self.hub = Hub(self._log, self._changed_by_worker)
-        self.fleet: Fleet = HubFleet(self.hub, self._settings.upstreams)
+        self.fleet: Fleet = HubFleet(self.hub, self._settings.upstreams, self._clear_cache)
         try:
             epoch = Epoch()
             store = prepared_store(self._settings, epoch, self._log)
@@ -175,7 +176,7 @@ class Supervisor:
         exchanges = Exchanges(
             Upstreams(settings.upstreams, SharedBuffer()), epoch, self._task_failed
         )
-        backends = Backends(settings, self._store)
+        backends = self._backends = Backends(settings, self._store)
         desk = Desk(
             settings,
             store=self._store,
@@ -358,8 +359,18 @@ class Supervisor:
             self._refreshing = False
         self._owner.start(self._tell_workers(but=worker))
 
-    def _changed_here(self, _event: StoreEvent) -> None:
-        """In whatever thread; once for every event of a change, of which the first is enough."""
+    def _clear_cache(self, user: bytes | None) -> int:
+        return 0 if self._backends is None else self._backends.clear_cache(user)
+
+    def _carry_out(self, event: StoreEvent) -> None:
+        """In the event loop. All that is kept here is what administrators have logged in with."""
+        if self._backends is not None:
+            self._backends.store_changed(event)
+
+    def _changed_here(self, event: StoreEvent) -> None:
+        """In whatever thread; once for every event of a change. To tell the workers, the first is
+        enough."""
+        self._loop.call_soon_threadsafe(self._carry_out, event)
         news = self._refreshing and threading.get_ident() == self._thread
         if not news and not self._untold:
             self._untold = True

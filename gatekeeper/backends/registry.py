@@ -25,6 +25,7 @@ from gatekeeper.config.settings import BackendPair, Settings
 from gatekeeper.errors import ConfigError
 from gatekeeper.policy.engine import Pair
 from gatekeeper.policy.ports import AuthnBackend, AuthzBackend
+from gatekeeper.store.records import PasswordChanged, Reloaded, StoreEvent, UserDeleted
 from gatekeeper.store.store import Store
 
 GROUP = "gatekeeper.backends"
@@ -173,3 +174,13 @@ class Backends:
         """Forget answers on this user, or all; how many were forgotten."""
         cache = self._made.get(CACHE)
         return cache.clear(user) if isinstance(cache, CacheBackend) else 0
+
+    def store_changed(self, event: StoreEvent) -> None:
+        """In the event loop: a login may have taken its time, and be kept."""
+        match event:
+            case PasswordChanged(name) | UserDeleted(name):
+                self.clear_cache(name)
+            case Reloaded():
+                self.clear_cache()
+            case _:
+                pass

@@ -149,11 +149,21 @@ class LocalFleet:
 
 
 class HubFleet:
-    """All workers, through the supervisor's hub. upstreams: those of the configuration."""
+    """All workers, through the supervisor's hub.
 
-    def __init__(self, hub: Hub, upstreams: Mapping[str, Upstream]) -> None:
+    upstreams: those of the configuration. clear_own: as :meth:`Fleet.clear_caches`, of the
+    supervisor's process, where administrators log in.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        upstreams: Mapping[str, Upstream],
+        clear_own: Callable[[bytes | None], int],
+    ) -> None:
         self._hub = hub
         self._settings = upstreams
+        self._clear_own = clear_own
 
     async def connections(self) -> list[ConnectionInfo]:
         lists = _complete(await self._hub.list_connections()).values()
@@ -182,7 +192,8 @@ class HubFleet:
             raise SilentWorkersError(answers.silent, None)
 
     async def clear_caches(self, user: bytes | None) -> int:
-        return sum(_complete(await self._hub.clear_caches(user)).values())
+        own = self._clear_own(user)
+        return own + sum(_complete(await self._hub.clear_caches(user)).values())
 
     async def statistics(self) -> Mapping[int, Mapping[str, int]]:
         return _complete(await self._hub.statistics())

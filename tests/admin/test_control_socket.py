@@ -19,6 +19,7 @@ import pytest
 
 from gatekeeper.admin.control import BODY_LIMIT, CONNECTIONS, LINE_LIMIT
 from gatekeeper.admin.operations import OPERATIONS
+from tests.admin.serving import ask as http_ask
 from tests.cli.conftest import CtlGate, started
 from tests.support.gate import GateConfig, run_gate
 from tests.support.process import LOOPBACK, free_port
@@ -318,5 +319,42 @@ def test_the_cache_is_cleared(tmp_path: Path, workers: str) -> None:
         assert "Will clear" in found.ok("clear_auth_backend_cache")
         assert "Will clear" in found.ok("clear_auth_backend_cache", "alice")
         assert "clear_auth_backend_cache user='alice' forgotten=0: done" in found.gate.log_text()
+    finally:
+        found.gate.stop()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_administrators_log_in_by_what_is_true_now(tmp_path: Path, workers: str) -> None:
+    """The process they log in at may not be one that serves clients; it keeps answers too."""
+    port = free_port()
+    found = started(
+        tmp_path / "gate",
+        upstream=1,
+        workers=workers,
+        management__tcp__port=str(port),
+        management__tcp__ip=LOOPBACK,
+        auth_backends__1="cache",
+        auth_cache__cached_backend="internal",
+        auth_cache__cache_ttl="600000",
+        # Takes its time, so that the answer is kept.
+        password_hashing_module="argon2id",
+    )
+
+    def status(password: str) -> int:
+        return http_ask(port, "GET", "/api/whoami", user=f"boss:{password}").status
+
+    try:
+        found.ok("add_user", "boss", "old")
+        found.ok("set_user_tags", "boss", "administrator")
+        assert status("old") == 200
+        found.ok("change_password", "boss", "new")
+        assert (status("old"), status("new")) == (401, 200)
+
+        found.ok("clear_auth_backend_cache", "boss")
+        assert "user='boss' forgotten=0" not in found.gate.log_text()
+
+        assert status("new") == 200
+        found.ok("delete_user", "boss")
+        assert status("new") == 401
     finally:
         found.gate.stop()

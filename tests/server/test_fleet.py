@@ -302,7 +302,7 @@ async def test_who_is_silent_is_part_of_the_result(
     one = await plane.worker(1)
     await plane.raw(2)
     one.running(1)
-    several = HubFleet(plane.hub, {})
+    several = HubFleet(plane.hub, {}, lambda _user: 0)
     for asked in (several.connections, several.channels, several.statistics, several.settle):
         with pytest.raises(SilentWorkersError, match=r"worker 2: no answer within 0\.05 s") as told:
             await asked()
@@ -318,7 +318,7 @@ async def test_a_worker_that_dies_does_not_keep_a_change_from_being_in_force(
 ) -> None:
     one = await plane.worker(1)
     silent, link = await plane.raw(2)
-    several = HubFleet(plane.hub, {})
+    several = HubFleet(plane.hub, {}, lambda _user: 0)
     settling = asyncio.get_running_loop().create_task(several.settle())
     await asyncio.sleep(0.02)
     silent.close()
@@ -350,7 +350,7 @@ async def test_a_long_list_comes_in_parts(plane: Plane) -> None:
     for live in lives:
         live.properties = shown_properties(wire.table([(b"k", ("S", bytes(PROPERTIES_LIMIT - 7)))]))
         assert len(live.properties) == PROPERTIES_LIMIT
-    infos = await HubFleet(plane.hub, {}).connections()
+    infos = await HubFleet(plane.hub, {}, lambda _user: 0).connections()
     assert [info.number for info in infos] == list(range(1, 60, 2))
     assert infos[0].client_properties == lives[0].properties
 

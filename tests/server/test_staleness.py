@@ -115,6 +115,13 @@ async def test_the_caches_are_cleared_on_demand(tmp_path: Path, fake: FakeBroker
 
 async def test_the_caches_of_every_worker(plane: Plane) -> None:
     one, two = await plane.worker(1), await plane.worker(2)
-    assert await HubFleet(plane.hub, {}).clear_caches(b"eve") == 2
-    assert await HubFleet(plane.hub, {}).clear_caches(None) == 4
-    assert one.cleared == two.cleared == [b"eve", None]
+    own: list[bytes | None] = []
+
+    def clear_own(user: bytes | None) -> int:
+        own.append(user)
+        return 1
+
+    fleet = HubFleet(plane.hub, {}, clear_own)
+    assert await fleet.clear_caches(b"eve") == 3
+    assert await fleet.clear_caches(None) == 5
+    assert one.cleared == two.cleared == own == [b"eve", None]

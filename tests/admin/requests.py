@@ -64,6 +64,21 @@ def users() -> Iterator[Case]:
     yield Case("PUT", path, {"password": "p", "tags": "administrator"})
     yield Case("PUT", path, {"password": "p2", "tags": "administrator"})
     yield Case("GET", path)
+    for dots in (
+        "/api/./users/u1",
+        "/api/x/../users/u1",
+        "/api/%2e%2E/api/users/%2E/u1",
+        "/../api",
+    ):
+        yield Case("GET", dots if "u1" in dots else f"{dots}/users/u1")
+    yield Case("GET", "/%61pi/users/u1")
+    yield Case(
+        "PUT",
+        "/api/users/%2e%2e",
+        {"password": "p", "tags": ""},
+        ours=(404, None),
+        why="it is /api, where RabbitMQ has its pages",
+    )
     yield Case("PUT", path, {"password": "p", "tags": ["monitoring", "x-custom"]})
     yield Case("GET", path)
     yield Case("PUT", path, {"password": "p", "tags": " a , b,,c "})

@@ -54,7 +54,8 @@ class Dispatcher:
         self._service = service
         self._log = log
         self._table = Table()
-        self._prefix = f"{service.management.path_prefix}{API}".encode()
+        prefix = f"{service.management.path_prefix}{API}".encode()
+        self._prefix = [word for word in prefix.split(b"/") if word]
 
     async def answer(self, request: Incoming) -> Reply:
         """Never raises, except for what ends the connection (``read``)."""
@@ -129,16 +130,26 @@ def _options(call: Call, route: Route) -> Reply:
 # --- the target ---
 
 
-def _segments(path: bytes, prefix: bytes) -> list[bytes]:
-    """What follows ``/api``, decoded; one trailing slash does not count."""
+def _segments(path: bytes, prefix: list[bytes]) -> list[bytes]:
+    """What follows ``/api``, decoded once; one trailing slash does not count.
+
+    Dots are resolved after the decoding, so nothing can be named ``.`` or ``..`` by a path.
+    Source: ``cowboy_router:split_path/2``, ``remove_dot_segments/2``.
+    """
     if _BAD_ESCAPE.search(path):
         raise ProblemError(Reply(400))
-    if not path.startswith(prefix + b"/"):
-        raise missing()
-    words = path[len(prefix) + 1 :].split(b"/")
+    words = path.removeprefix(b"/").split(b"/")
     if not words[-1]:
         words.pop()
-    return [unquote_to_bytes(word) for word in words]
+    found: list[bytes] = []
+    for word in map(unquote_to_bytes, words):
+        if word == b"..":
+            del found[-1:]
+        elif word != b".":
+            found.append(word)
+    if not path.startswith(b"/") or found[: len(prefix)] != prefix:
+        raise missing()
+    return found[len(prefix) :]
 
 
 def _query(text: bytes) -> dict[str, bytes]:

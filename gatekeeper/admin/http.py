@@ -273,10 +273,12 @@ class _Body:
 
 
 def _headers(request: web.BaseRequest) -> dict[str, str]:
-    """By name in lower case; of several that are called the same the first one."""
+    """By name in lower case; several of the same name are one list, as Cowboy has it: two logins
+    are none, whichever of them somebody in front of us has looked at."""
     found: dict[str, str] = {}
     for name, value in request.headers.items():
-        found.setdefault(name.lower(), value)
+        key = name.lower()
+        found[key] = f"{found[key]}, {value}" if key in found else value
     return found
 
 

@@ -104,6 +104,14 @@ def test_a_head_that_is_no_request_ends_the_connection(tmp_path: Path, request_:
         assert api.ask("GET", "/api/whoami").status == 200
 
 
+@pytest.mark.parametrize("second", ["guest:guest", "plain:plain"])
+def test_two_logins_are_none(api: Api, second: str) -> None:
+    """As in RabbitMQ: what stands before the gate may have looked at the other one."""
+    other = f"authorization: {basic(*second.split(':'))}\r\n".encode()
+    request = b"GET /api/whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    assert _all(_open(api, request + LOGIN + other + b"\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
 def test_connections_are_bounded(tmp_path: Path) -> None:
     with Api(tmp_path, STATE, "management.tcp.max_connections = 2\n") as api:
         first, second = _open(api, b""), _open(api, b"")

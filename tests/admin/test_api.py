@@ -10,10 +10,12 @@ import ssl
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
+from gatekeeper.admin.api import call, shape
 from gatekeeper.admin.http import HttpServer
 from gatekeeper.admin.management import check, management_api
 from gatekeeper.config.settings import Address, Management, ManagementListener, ServerTls
@@ -338,6 +340,33 @@ def test_a_crash_says_nothing(api: Api, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 # --- settings ---
+
+
+def test_a_long_list_is_sorted_and_encoded_bit_by_bit(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter is not held for all of it: other threads have clients to serve."""
+    encoded: list[object] = []
+    runs: list[int] = []
+
+    def encode(value: object) -> bytes:
+        encoded.append(value)
+        return call.encoded(value)
+
+    def sort(rows: list[Any], **how: Any) -> list[Any]:
+        runs.append(len(rows))
+        return sorted(rows, **how)
+
+    with api.store.change() as draft:
+        for number in range(2500):
+            draft.put_user(b"u%04d" % number, password_hash=b"%04d" % (number * 7 % 2500 // 2))
+    monkeypatch.setattr(shape, "encoded", encode)
+    monkeypatch.setattr(shape, "sorted", sort, raising=False)
+    found = api.ask("GET", "/api/users?sort=password_hash&columns=name,password_hash").json
+    assert found == sorted(found, key=lambda row: (row["password_hash"], row["name"]))
+    assert len(encoded) == len(found) > 2500
+    assert all(isinstance(one, dict) for one in encoded)
+    assert max(runs) <= shape.RUN
 
 
 def test_cors(tmp_path: Path) -> None:

@@ -304,6 +304,7 @@ def name_of(call: Call, key: str) -> bytes:
     return name
 
 
+NO_CACHE = ("Cache-Control", "no-cache")
 CREATED = Reply(201)
 NO_CONTENT = Reply(204)
 
@@ -314,7 +315,7 @@ def put_reply(*, created: bool) -> Reply:
 
 def answer(value: object, status: int = 200, headers: Headers = ()) -> Reply:
     """A small JSON answer; lists go through ``shape``."""
-    return Reply(status, encoded(value), headers=(("Cache-Control", "no-cache"), *headers))
+    return Reply(status, encoded(value), headers=(NO_CACHE, *headers))
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

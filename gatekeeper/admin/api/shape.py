@@ -7,15 +7,18 @@ Source: ``rabbit_mgmt_util`` (``sort_list``, ``filter_and_paginate``, ``extract_
 
 from __future__ import annotations
 
+import heapq
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gatekeeper.admin.api.call import Call, Object, Reply, answer, problem
+from gatekeeper.admin.api.call import NO_CACHE, Call, Object, Reply, answer, encoded, problem
 from gatekeeper.policy import pcre
 
 PAGE_SIZE, MAX_PAGE_SIZE = 100, 500
 MAX_FILTER = 1024
+RUN = 1000
+"""Rows that are sorted in one go."""
 
 _INTEGER = re.compile(rb"[+-]?[0-9]{1,18}")
 _INVALID = "invalid_pagination_parameters"
@@ -56,12 +59,12 @@ def _shaped(call: Call, rows: Iterable[Object], sort: tuple[str, ...], page: Pag
     ordered = list(rows)
     columns = tuple(filter(None, (call.asked("sort"), *sort)))
     if columns:
-        ordered.sort(key=lambda row: [_rank(_dotted(row, column)) for column in columns])
+        ordered = _sorted(ordered, columns)
     if call.asked("sort_reverse") == "true":
         ordered.reverse()
     wanted = _columns(call)
     if page is None:
-        return answer([_cut(row, wanted) for row in ordered])
+        return Reply(200, _encoded(_cut(row, wanted) for row in ordered), headers=(NO_CACHE,))
     kept = list(filter(_named_like(page), ordered))
     first = (page.number - 1) * page.size
     if first > len(kept):
@@ -79,6 +82,24 @@ def _shaped(call: Call, rows: Iterable[Object], sort: tuple[str, ...], page: Pag
             "items": [_cut(row, wanted) for row in items],
         }
     )
+
+
+# One call that sorts or encodes a whole list holds the interpreter, and with it every client of
+# this process, for as long as it takes: a second and more for 100 000 rows.
+
+
+def _encoded(rows: Iterable[object]) -> bytes:
+    return b"[" + b",".join(map(encoded, rows)) + b"]"
+
+
+def _sorted(rows: list[Object], columns: tuple[str, ...]) -> list[Object]:
+    """Equal rows stay in their order."""
+
+    def key(row: Object) -> list[tuple[int, float, bytes]]:
+        return [_rank(_dotted(row, column)) for column in columns]
+
+    runs = [sorted(rows[at : at + RUN], key=key) for at in range(0, len(rows), RUN)]
+    return list(heapq.merge(*runs, key=key))
 
 
 # --- pages ---

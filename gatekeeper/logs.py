@@ -46,6 +46,8 @@ LEVELS: Mapping[LogLevel, int] = MappingProxyType(
 """Severity by name; a line passes where its level is at least that of the setting."""
 
 HIDDEN = "***"
+_URL = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)([^/@\s]*@)?([^\s?#'\"]*)(\?[^\s#'\"]*)?")
+"""Scheme, user and password, the rest up to the query, the query."""
 
 _SECRET_KEY = re.compile(
     r"pass(word|wd|phrase|$)|pwd|secret|token|credential|private_?key|authorization|cookie",
@@ -363,3 +365,13 @@ class _Bridge(logging.Handler):
             message = str(record.msg)
         write = self._target.error if record.levelno >= logging.ERROR else self._target.warning
         write(message, logger=record.name, exc_info=record.exc_info)
+
+
+def without_url_secrets(text: str) -> str:
+    """URLs in it without what may be a secret: user, password or token, and the query."""
+
+    def shown(url: re.Match[str]) -> str:
+        user = f"{HIDDEN}@" if url[2] else ""
+        return f"{url[1]}{user}{url[3]}" + (f"?{HIDDEN}" if url[4] else "")
+
+    return _URL.sub(shown, text)

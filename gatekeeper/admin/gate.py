@@ -24,7 +24,7 @@ from gatekeeper.admin.request import (
 )
 from gatekeeper.admin.service import Administration
 from gatekeeper.config.settings import Address
-from gatekeeper.logs import HIDDEN
+from gatekeeper.logs import HIDDEN, without_url_secrets
 from gatekeeper.model import Secret
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.frames import COMPILED
@@ -34,7 +34,6 @@ from gatekeeper.store.definitions_export import write_definitions
 
 _CHUNK = 64 * 1024
 _PID = re.compile(r"<(?P<node>[^<>\s]+)\.(?P<creation>[0-9]+)\.(?P<number>[0-9]+)\.[0-9]+>")
-_WITH_PASSWORD = re.compile(r"//[^/@]*:[^/@]*@")
 _LOCAL_PID = re.compile(r"<0\.(?P<number>[0-9]+)\.[0-9]+>")
 
 
@@ -298,7 +297,7 @@ def _plain(value: object) -> object:
         case None | bool() | int() | float():
             return value
         case str():
-            return HIDDEN if _WITH_PASSWORD.search(value) else value
+            return without_url_secrets(value)
         case bytes():
             return shown(value)
         case Path() | Address():

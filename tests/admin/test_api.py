@@ -15,9 +15,13 @@ from typing import Any
 import pytest
 import trustme
 
+from gatekeeper.admin import gate
 from gatekeeper.admin.api import call, shape
 from gatekeeper.admin.http import HttpServer
 from gatekeeper.admin.management import check, management_api
+from gatekeeper.admin.request import Arguments
+from gatekeeper.admin.request import Call as OperationCall
+from gatekeeper.admin.service import Actor
 from gatekeeper.config.settings import Address, Management, ManagementListener, ServerTls
 from gatekeeper.errors import ConfigError, StoreError
 from gatekeeper.server.fleet import SilentWorkersError
@@ -141,12 +145,22 @@ def test_attempts_are_counted(api: Api) -> None:
 
 
 def test_the_effective_configuration_holds_no_secret(tmp_path: Path) -> None:
+    """Nor does ``gatekeeperctl environment``."""
+    given = {
+        "user": "u:url-secret@127.0.0.1/user",
+        "vhost": "url-secret@127.0.0.1/vhost",
+        "resource": "127.0.0.1/resource?key=url-secret",
+        "topic": "u:url-secret@127.0.0.1/topic",
+    }
     conf = "auth_backends.1 = http\nauth_backends.2 = internal\n" + "".join(
-        f"auth_http.{name}_path = http://u:url-secret@127.0.0.1/{name}\n"
-        for name in ("user", "vhost", "resource", "topic")
+        f"auth_http.{name}_path = http://{url}\n" for name, url in given.items()
     )
     with Api(tmp_path, STATE, conf) as api:
         _effective_configuration(api)
+        call = OperationCall(api.administration, Actor("u", "here"), Arguments({}))
+        environment = json.dumps(api.run(lambda: gate.environment(call)))
+        assert "@127.0.0.1/topic" in environment
+        assert "url-secret" not in environment
 
 
 def _effective_configuration(api: Api) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import re
 import resource
 import time
 
@@ -20,12 +19,11 @@ from gatekeeper.admin.api.call import Call, Object, Reply, answer, missing
 from gatekeeper.admin.api.parameters import cluster_name
 from gatekeeper.admin.api.shape import list_reply, object_reply
 from gatekeeper.config.settings import Address, ServerTls
+from gatekeeper.logs import without_url_secrets
 from gatekeeper.store.definitions_export import FORMAT_VERSION
 
 PRODUCT = "gatekeeper"
 DISC = "disc"
-_WITH_PASSWORD = re.compile(r"//[^/@\s]*@")
-"""The credentials of a URL."""
 _EXCHANGE_TYPES = ("direct", "fanout", "headers", "topic")
 
 
@@ -206,7 +204,7 @@ async def effective_config(call: Call) -> Reply:
     that may hold one are not for ``repr``."""
     settings = call.administration.settings
     lines = [
-        _WITH_PASSWORD.sub("//***@", f"{field.name} = {getattr(settings, field.name)!r}\n")
+        without_url_secrets(f"{field.name} = {getattr(settings, field.name)!r}\n")
         for field in dataclasses.fields(settings)
         if field.repr
     ]

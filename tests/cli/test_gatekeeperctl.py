@@ -246,6 +246,32 @@ def test_the_guides_loop_over_vhosts(shared: CtlGate) -> None:
     shared.ok("delete_user", "looper")
 
 
+def unheard(gate: CtlGate, *words: str) -> int:
+    """The exit code, where nobody reads what is printed."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        return subprocess.run(
+            [*SCRIPT, *words],
+            env=environment(GATEKEEPER_CONTROL_SOCKET=str(gate.socket)),
+            cwd=ROOT,
+            stdout=writes,
+            check=False,
+        ).returncode
+    finally:
+        os.close(writes)
+
+
+def test_work_is_done_although_nobody_reads_of_it(shared: CtlGate) -> None:
+    shared.ok("add_user", "unheard", "pw")
+    assert unheard(shared, "explain", "unheard", "/", "queue.declare", "q") == 2
+    assert unheard(shared, "-q", "explain", "unheard", "/", "queue.declare", "q") == 2
+    assert unheard(shared, "list_users") == 0
+    assert unheard(shared, "delete_user", "unheard") == 0
+    assert "unheard" not in shared.ok("list_users")
+    assert unheard(shared, "set_permissions", "unheard", ".*", ".*", ".*") == 67
+
+
 def test_vhosts_and_their_metadata(shared: CtlGate) -> None:
     shared.ok("add_vhost", "meta", "-d", "one", "--tags", "a, b", "--default-queue-type", "stream")
     columns = ("description", "tags", "default_queue_type", "protected_from_deletion")

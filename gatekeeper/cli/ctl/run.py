@@ -69,8 +69,7 @@ def run(words: Sequence[str], environ: Mapping[str, str]) -> int:
             _print(end.text, sys.stderr if end.code else sys.stdout)
         return end.code
     except BrokenPipeError:
-        # Whoever reads has seen enough; Python would complain again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _unheard()
         return 0
     except KeyboardInterrupt:
         return 130
@@ -173,8 +172,7 @@ def _carry_out(command: Command, call: Call) -> None:
     machine = call.chosen_formatter in MACHINE_READABLE
     banner = None if call.terse or machine else command.banner(call)
     if banner is not None:
-        _print(banner, sys.stdout)
-        sys.stdout.flush()
+        _say(banner)
     if call.options.get("dry-run"):
         return
     answer = command.run(call)
@@ -187,9 +185,12 @@ def _carry_out(command: Command, call: Call) -> None:
     code = 0
     if isinstance(answer, Refused):
         code, answer = REFUSED, answer.answer
-    for piece in formatted(answer, style):
-        sys.stdout.write(piece if isinstance(answer, Raw) else f"{piece}\n")
-    sys.stdout.flush()
+    try:
+        for piece in formatted(answer, style):
+            sys.stdout.write(piece if isinstance(answer, Raw) else f"{piece}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _unheard()
     if code:
         raise Exit(code, "")
 
@@ -267,6 +268,20 @@ def _print(text: str, stream: TextIO) -> None:
     stream.write(f"{text}\n")
 
 
+def _say(text: str) -> None:
+    """What goes before the work. That nobody reads it does not keep the work from being done."""
+    try:
+        _print(text, sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _unheard()
+
+
+def _unheard() -> None:
+    """Whoever reads has seen enough; Python would complain again when it flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _prompted(text: str, *, quiet: bool) -> str | None:
     """A line of standard input, without blanks around it; None at its end.
 
@@ -277,7 +292,6 @@ def _prompted(text: str, *, quiet: bool) -> str | None:
             return getpass.getpass("" if quiet else text).strip()
         return None
     if not quiet:
-        _print(text, sys.stdout)
-        sys.stdout.flush()
+        _say(text)
     line = sys.stdin.readline()
     return line.strip() if line else None

@@ -144,6 +144,7 @@ class Supervisor:
         self._refreshing = False
         self._untold = False
         self._backends: Backends | None = None
+        self._exchanges: Exchanges | None = None
 
     async def run(self) -> int:
         """Until a signal, or until it cannot go on (raises OperatorError)."""
@@ -151,7 +152,7 @@ class Supervisor:
         self._thread = threading.get_ident()
         self._owner = Owner(self._task_failed)
         self._nursery = Nursery(self._nursery_pid, self._line, self._nursery_gone)
-        self.hub = Hub(self._log, self._changed_by_worker)
+        self.hub = Hub(self._log, self._changed_by_worker, self._exchange_changed)
         self.fleet: Fleet = HubFleet(self.hub, self._settings.upstreams, self._clear_cache)
         try:
             epoch = Epoch()
@@ -173,7 +174,7 @@ class Supervisor:
         """With backends of this process's own, for administrators alone; the brokers are asked
         only where their question needs it."""
         settings = self._settings
-        exchanges = Exchanges(
+        exchanges = self._exchanges = Exchanges(
             Upstreams(settings.upstreams, SharedBuffer()), epoch, self._task_failed
         )
         backends = self._backends = Backends(settings, self._store)
@@ -358,6 +359,10 @@ class Supervisor:
         finally:
             self._refreshing = False
         self._owner.start(self._tell_workers(but=worker))
+
+    def _exchange_changed(self, vhost: bytes, exchange: bytes) -> None:
+        if self._exchanges is not None:
+            self._exchanges.changed_elsewhere(vhost, exchange)
 
     def _clear_cache(self, user: bytes | None) -> int:
         return 0 if self._backends is None else self._backends.clear_cache(user)

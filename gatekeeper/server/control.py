@@ -89,11 +89,18 @@ class Hub:
     """The supervisor's side. Not thread-safe: for use in its event loop.
 
     on_changed: called when a worker has committed a change of the store, with its number.
+    on_exchange: called when one has news of an exchange, with vhost and name.
     """
 
-    def __init__(self, log: Logger, on_changed: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        log: Logger,
+        on_changed: Callable[[int], None],
+        on_exchange: Callable[[bytes, bytes], None],
+    ) -> None:
         self._log = log
         self._on_changed = on_changed
+        self._on_exchange = on_exchange
         self._links: dict[int, Link] = {}
         self._users: Counter[bytes] = Counter()
         self._vhosts: Counter[bytes] = Counter()
@@ -147,7 +154,8 @@ class Hub:
                 link.upstreams[status.name] = status
             case Changed():
                 self._on_changed(link.worker)
-            case ExchangeChanged():
+            case ExchangeChanged(vhost, exchange):
+                self._on_exchange(vhost, exchange)
                 # Who is too busy to be told asks the broker again in seconds anyway.
                 for other in self._links.values():
                     if other is not link and other.channel is not None:

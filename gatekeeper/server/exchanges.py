@@ -265,6 +265,12 @@ class Exchanges:
         else:
             self._forget(key)
 
+    def changed_elsewhere(self, vhost: bytes, exchange: bytes) -> None:
+        """By a client of another process."""
+        key = (vhost, exchange)
+        self._changed_while_asking(key)
+        self._forget(key)
+
     def _changed_while_asking(self, key: tuple[bytes, bytes]) -> None:
         if key in self._asking:
             self._changed.add(key)

@@ -155,11 +155,6 @@ class SharedExchanges(Exchanges):
         # Once more: who asked in between may have been told of the old one.
         self._member.exchange_changed(vhost, exchange)
 
-    def changed_elsewhere(self, vhost: bytes, exchange: bytes) -> None:
-        key = (vhost, exchange)
-        self._changed_while_asking(key)
-        self._forget(key)
-
 
 class WorkerDuties:
     """Implements ``member.Duties`` over a worker's parts."""

@@ -102,7 +102,12 @@ class Plane:
     def __init__(self) -> None:
         self.log = Log()
         self.changed: list[int] = []
-        self.hub = Hub(cast("Logger", self.log), self.changed.append)
+        self.exchanges: list[tuple[bytes, bytes]] = []
+        self.hub = Hub(
+            cast("Logger", self.log),
+            self.changed.append,
+            lambda vhost, exchange: self.exchanges.append((vhost, exchange)),
+        )
         self.stack = contextlib.AsyncExitStack()
 
     async def worker(self, number: int) -> Worker:

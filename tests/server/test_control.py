@@ -232,6 +232,7 @@ async def test_news_of_an_exchange_reach_the_others(plane: Plane) -> None:
     await until(lambda: workers[0].exchanges and workers[2].exchanges)
     await asyncio.sleep(0.02)
     assert [worker.exchanges for worker in workers] == [[(b"/", b"e\xff")], [], [(b"/", b"e\xff")]]
+    assert plane.exchanges == [(b"/", b"e\xff")], "the supervisor explains by them"
 
 
 async def test_a_silent_worker_delays_nobody_else(plane: Plane) -> None:

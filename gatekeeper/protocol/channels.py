@@ -29,6 +29,9 @@ from gatekeeper.protocol.layouts import Fields
 MAX_REMEMBERED = 32_768
 """Permissions that one connection remembers on all its channels; when full all are forgotten."""
 
+PARKED = 4
+"""A bit of ``expect``: the channel waits for an answer (``parking.py``)."""
+
 MAX_METHOD = 512
 """Octets of a method that is worth remembering."""
 

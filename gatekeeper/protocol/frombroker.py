@@ -15,6 +15,7 @@ from gatekeeper.model import Access, Kind, Permission
 from gatekeeper.protocol.channels import ChannelState, Mode
 from gatekeeper.protocol.checks import access_refused
 from gatekeeper.protocol.states import (
+    BROKER,
     CONNECTION_CLOSE_OK,
     PASS,
     TAKEN,
@@ -190,7 +191,7 @@ class BrokerFrames:
         session = self._s
         for permission in (Permission.CONFIGURE, *((Permission.READ,) if reads else ())):
             check = Access(permission, Kind.QUEUE, name)
-            decision = session.policy.check(check)
+            decision = session.policy.check(check, BROKER)
             if decision is None:
                 raise Pending
             if decision.allowed:

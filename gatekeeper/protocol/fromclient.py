@@ -9,6 +9,7 @@ frame to frame. Source: semantics.md 1.9, 1.12, 1.13 and section 2.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gatekeeper.errors import AmqpError, ReplyCode
@@ -80,18 +81,20 @@ CHECKED_AT_ONCE = 64
 class ClientFrames:
     """tired: a frame waits for nothing but its next turn."""
 
-    __slots__ = ("_judging", "_s", "_secret_taken", "tired")
+    __slots__ = ("_s", "_secret_taken", "tired")
 
     def __init__(self, session: Session) -> None:
         self._s = session
         self._secret_taken = False  # and the consumers are not all judged again yet
-        self._judging: Content | None = None
         self.tired = False
 
-    def start_over(self) -> None:
-        """The policy has changed: a content header that waits for answers is judged anew."""
-        if self._judging is not None:
-            self._judging.steps = None
+    def start_over(self, waiting: Iterable[int]) -> None:
+        """The policy has changed: content headers that wait for answers, on these channels, are
+        judged anew."""
+        for number in waiting:
+            channel = self._s.channels.get(number)
+            if channel is not None and channel.content is not None:
+                channel.content.steps = None
 
     def granted(self, number: int, exchange: bytes, key: bytes) -> bool:
         """May the channel publish to ``exchange`` with the routing key? Then that is approved.
@@ -103,7 +106,9 @@ class ClientFrames:
         session = self._s
         channel, policy = session.channels[number], session.policy
         if channel.topical != exchange:
-            if not self._allowed(channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)):
+            if not self._allowed(
+                number, channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)
+            ):
                 return False
             if not policy.topic_rule(exchange):
                 if channel.approve_exchange(exchange):
@@ -111,7 +116,7 @@ class ClientFrames:
                 return True
         if channel.changing is not None and exchange in channel.changing:
             return False  # see _settled
-        decision = policy.check(TopicAccess(Permission.WRITE, exchange, key))
+        decision = policy.check(TopicAccess(Permission.WRITE, exchange, key), number)
         if decision is None or not decision.allowed:
             return False
         channel.topical = exchange  # before what may end in forgetting it
@@ -119,10 +124,10 @@ class ClientFrames:
             session.remembered()
         return True
 
-    def _allowed(self, channel: ChannelState, check: Access) -> bool:
+    def _allowed(self, number: int, channel: ChannelState, check: Access) -> bool:
         if check in channel.allowed:
             return True
-        decision = self._s.policy.check(check)
+        decision = self._s.policy.check(check, number)
         if decision is None or not decision.allowed:
             return False
         if channel.allow(check):
@@ -210,7 +215,7 @@ class ClientFrames:
         if limit and count >= limit:
             text = b"number of channels opened (%d) has reached the negotiated channel_max (%d)"
             raise AmqpError(ReplyCode.NOT_ALLOWED, text % (count, limit))
-        answer = session.policy.open_channel()
+        answer = session.policy.open_channel(number)
         if answer is None:
             raise Pending
         if isinstance(answer, AmqpError):
@@ -248,7 +253,7 @@ class ClientFrames:
             raise Pending
         try:
             judgement = judge(ids, fields, channel.view, self._s.context)
-            denied = self._decide(channel, deque(judgement.steps))
+            denied = self._decide(number, channel, deque(judgement.steps))
         except NeedReply:
             raise Pending from None
         except AmqpError as caught:
@@ -317,7 +322,7 @@ class ClientFrames:
         elif channel.mode == Mode.OPEN and content.ids != PUBLISH:
             content.refusal = unimplemented()
         elif channel.mode == Mode.OPEN:
-            content.refusal = self._judge_publish(channel, content, size, payload)
+            content.refusal = self._judge_publish(number, channel, content, size, payload)
         content.discard = content.refusal is not None or channel.mode != Mode.OPEN
         if content.discard:
             if channel.mode == Mode.OPEN:
@@ -378,7 +383,7 @@ class ClientFrames:
             raise kind(error.code, error.explanation, *ids)
 
     def _judge_publish(
-        self, channel: ChannelState, content: Content, size: int, payload: bytes
+        self, number: int, channel: ChannelState, content: Content, size: int, payload: bytes
     ) -> AmqpError | None:
         session = self._s
         if content.steps is None:
@@ -389,9 +394,8 @@ class ClientFrames:
             content.steps = deque(
                 judge_publish(content.fields, size, properties, channel.view, session.context)
             )
-        self._judging = content
-        denied = self._decide(channel, content.steps)
-        self._judging = content.steps = None
+        denied = self._decide(number, channel, content.steps)
+        content.steps = None
         if denied is not None:
             return denied if isinstance(denied, AmqpError) else AmqpError(ReplyCode.INTERNAL_ERROR)
         _ticket, exchange, key, _bits = content.fields
@@ -406,7 +410,9 @@ class ClientFrames:
 
     # --- decisions ---
 
-    def _decide(self, channel: ChannelState, steps: deque[Step]) -> AmqpError | Fields | None:
+    def _decide(
+        self, number: int, channel: ChannelState, steps: deque[Step]
+    ) -> AmqpError | Fields | None:
         """The first denial, in order, or None. Raises Pending; ``steps`` are then those left.
 
         Fields: denied, but to be forwarded in this harmless form (see ``Step.harmless``).
@@ -426,7 +432,7 @@ class ClientFrames:
                 if check in channel.allowed:
                     steps.popleft()
                     continue
-                decision = policy.check(check)
+                decision = policy.check(check, number)
                 if decision is None:
                     raise Pending
                 if decision.allowed:
@@ -440,7 +446,7 @@ class ClientFrames:
                 detail = decision.detail
             if step.exists is not None:
                 self._settled(channel, step.exists)
-                exists = policy.exchange_exists(step.exists)
+                exists = policy.exchange_exists(step.exists, number)
                 if exists is None:
                     raise Pending
                 if not exists:

@@ -6,23 +6,27 @@ to be taken at once: runs of bytes are views of the caller's buffer. The scanner
 frames; whatever it stops at is judged by ``fromclient.ClientFrames`` or
 ``frombroker.BrokerFrames``.
 
-An answer may be outstanding (``stalled``): then nothing after it on that side is looked at
+An answer may be outstanding. Then the client's channel that asks is ``parked`` with what it sends
+(``parking.py``) until the pump calls again, if need be with no bytes. Where a channel cannot wait
+alone, and on the broker's side, all do (``stalled``): nothing after it on that side is looked at
 until the pump calls again with the same bytes. ``tired`` is a stall that waits for nothing but
 its next turn, so that no client can keep the others from theirs. Judging again is harmless,
 because nothing is remembered or sent before a frame's last question is answered.
 
+An error that ends the connection counts when all that came before it is decided (in RabbitMQ the
+reader lets its channels finish), and nothing after it is looked at. Where the frame at fault is
+parked itself, it is found when it is judged: what came after it on other channels is done.
+
 # INVARIANT: a frame is forwarded only after every check that it needs was allowed under the
-# present epoch; whatever is not forwarded is either answered or dropped, never kept.
+# present epoch; whatever is not forwarded is answered, dropped or parked, which is bounded.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Protocol
 
 from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.model import Check, Decision
-from gatekeeper.protocol.channels import MAX_REMEMBERED, ChannelState, Mode
+from gatekeeper.protocol.channels import MAX_REMEMBERED, PARKED, ChannelState, Mode
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.consumers import Cause, Consumers
 from gatekeeper.protocol.erlang import frame_octets
@@ -30,83 +34,33 @@ from gatekeeper.protocol.frames import ASK, BODY, NEED_MORE, Lane, scan_broker, 
 from gatekeeper.protocol.frombroker import BrokerFrames
 from gatekeeper.protocol.fromclient import ClientFrames
 from gatekeeper.protocol.layouts import Abort
+from gatekeeper.protocol.parking import Parking
+from gatekeeper.protocol.ports import Epoch, SessionPolicy
 from gatekeeper.protocol.renewals import Renewals
 from gatekeeper.protocol.states import (
+    BROKER,
     CONNECTION_CLOSE_OK,
     MAX_CONTENT,
+    PASS,
+    TAKEN,
+    WAIT,
     FatalFrameError,
     OperationError,
     Outcome,
     Pending,
     State,
 )
-from gatekeeper.protocol.wire import close_method
+from gatekeeper.protocol.wire import FRAME_METHOD, close_method
 
 JUDGED_AT_ONCE = 256
 """Work of the readable code before other connections get their turn: about a millisecond. A frame
-that is judged counts JUDGED, a question of the scanner ASKED. Frames of the fast lane do not count,
-a whole chunk of them takes less."""
-JUDGED, ASKED = 4, 2
+that is judged counts JUDGED, a question of the scanner ASKED, a frame that only joins its parked
+channel KEPT. Frames of the fast lane do not count, a whole chunk of them takes less."""
+JUDGED, ASKED, KEPT = 4, 2, 1
 OCTETS = 64
 """So many of a frame that is judged count 1 more: a table is read whole, a route is a check."""
 ASKED_AT_ONCE = 8
 """Questions of the scanner about one publish; one that leads to more is judged as a whole."""
-
-
-class Epoch(Protocol):
-    """One number for the whole policy; it changes with every change of any of it."""
-
-    @property
-    def value(self) -> int: ...
-
-    @property
-    def changes(self) -> int:
-        """This one does not change where what was granted has only grown old."""
-
-
-class SessionPolicy(Protocol):
-    """What the session asks of the outside. None: the answer will come, call again then."""
-
-    def check(self, check: Check) -> Decision | None: ...
-
-    def exchange_exists(self, exchange: bytes) -> bool | None: ...
-
-    def topic_rule(self, exchange: bytes) -> bool:
-        """Can the routing key matter on this exchange?"""
-
-    def open_channel(self) -> AmqpError | bool | None:
-        """True: it is open from now on, until ``channel_ended`` or the connection's end. An
-        error: the user's max-channels, which RabbitMQ counts over all of their connections."""
-
-    def channel_ended(self) -> None: ...
-
-    def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
-        """True: taken. An error: what the client is told."""
-
-    def exchange_changing(self, exchange: bytes) -> int:
-        """A declare or delete goes to the broker: until it has been answered, the exchange may
-        be what it was or what it is to be. Answers a number for :meth:`exchange_changed`."""
-
-    def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
-        """The broker has answered the change of that number: its type, None if it is gone."""
-
-    def settled(self) -> None:
-        """A frame that had to wait is decided: its answers count for no other frame."""
-
-    def rights_changed(self) -> None:
-        """What was granted is about to be asked again: no :meth:`recheck` of before counts."""
-
-    def recheck(self, check: Check) -> Decision | None:
-        """As :meth:`check`, but the answer counts whatever frames are settled meanwhile."""
-
-    def may_impersonate(self) -> bool:
-        """Has the user the tag impersonator now? Asked whenever the epoch has changed."""
-
-    def refused(self, channel: int, error: AmqpError) -> None:
-        """For the log: an operation was refused, or the connection is closed for an error."""
-
-    def consumer_cancelled(self, channel: int, tag: bytes, queue: bytes, cause: str) -> None:
-        """For the log: read access refused after ``cause``."""
 
 
 def _user_id(context: Context) -> bytes | None:
@@ -157,7 +111,11 @@ class Session:
         self._seen = epoch.value
         self._changes = epoch.changes
         self._remembered = 0
-        self._waited = False
+        self._turn = 0
+        self._mark = 0
+        self._waiting: set[int] = set()
+        self._failed: list[tuple[int, AmqpError]] = []
+        self.parked = Parking(self.channels)
         self.consumers = Consumers(self)
         self.renewals = Renewals(self, relays=relay_secret)
         self._client = ClientFrames(self)
@@ -191,49 +149,101 @@ class Session:
             return self._client.after(buf, pos, end)
         if self.epoch.value != self._seen:
             self.forget()
+        if self.parked.lots:
+            self._turn = JUDGED_AT_ONCE
+            self._unpark()
+            if self.client_stalled or self._failed or not self.among(State.RUNNING):
+                ending = bool(self._failed) or self.among(State.DRAINING, State.FAILING)
+                self.client_stalled = self.client_stalled or ending
+                return pos
+        self._turn = JUDGED_AT_ONCE
+        return self._walk(buf, pos, end)
+
+    def _unpark(self) -> None:
+        """Judge again what is parked; what still waits stays."""
+        for number in self.parked.numbers():
+            lot = self.parked.take(number)
+            failed = len(self._failed)
+            done = self._walk(lot, 0, len(lot), parked=True)
+            if done < len(lot) and len(self._failed) == failed:
+                self.parked.put(number, lot[done:] if done else lot)
+            if self.client_tired or not self.among(State.RUNNING):
+                return
+        if self._failed and not self.parked:
+            first, self._failed = self._failed[0], []
+            self.fail(*first)
+
+    def _walk(self, buf: bytearray, pos: int, end: int, *, parked: bool = False) -> int:
+        """Judge frames up to one that must wait. parked: they are a lot, whole frames."""
         run = pos
-        judged = asked = 0
+        asked = 0
         at = -1
+        failed = len(self._failed)
         while True:
             pos = scan_client(self.lane, buf, pos, end)
-            if self.lane.stop == NEED_MORE:
-                break
-            if judged >= JUDGED_AT_ONCE:
+            if self.lane.stop == NEED_MORE and not (parked and pos < end):
+                break  # (the rest of a lot's last unit comes in the stream: it is not scanned for)
+            if self._turn <= 0:
                 self.client_stalled = self.client_tired = True
                 break
             if self.lane.stop == ASK:
-                judged += ASKED
+                self._turn -= ASKED
                 asked = asked + 1 if pos == at else 1
                 at = pos
                 if asked <= ASKED_AT_ONCE and self._granted((buf[pos + 1] << 8) | buf[pos + 2]):
                     continue
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
-            judged += JUDGED + size // OCTETS
             past = pos + size + 8
-            outcome = self._judge(buf, pos, past)
-            if self._waited and outcome is not Outcome.WAIT:
-                self._waited = False
-                self.policy.settled()
+            outcome = self._outcome(buf, pos, past, end, parked=parked)
             if self.epoch.value != self._seen:
                 # The frame itself has changed what approvals rest on (an exchange is deleted).
                 self.forget()
-            if outcome is Outcome.PASS:
+            if outcome is PASS:
                 pos = past
                 continue
             # What was queued while judging comes after the run in front of it.
             if pos > run:
                 self.to_broker.insert(self._mark, memoryview(buf)[run:pos])
-            if outcome is Outcome.WAIT:
-                self.client_stalled = self._waited = True
-                self.client_tired = self.consumers.tired or self._client.tired
+            if outcome is WAIT:
+                if not parked or self._client.tired:
+                    self.client_stalled = True
+                    self.client_tired = self.consumers.tired or self._client.tired
                 return pos
             run = pos = past
-            if not self.among(State.RUNNING):
-                self.client_stalled = self.among(State.DRAINING, State.FAILING)
+            ended = len(self._failed) > failed
+            if ended or not self.among(State.RUNNING):
+                self.client_stalled = not parked and (
+                    ended or self.among(State.DRAINING, State.FAILING)
+                )
                 return min(past, end)
         if pos > run:
             self.to_broker.append(memoryview(buf)[run:pos])
         return pos
+
+    def _outcome(self, buf: bytearray, pos: int, past: int, end: int, *, parked: bool) -> Outcome:
+        """What becomes of a frame at which the scanner has stopped. WAIT: with all behind it."""
+        self._mark = len(self.to_broker)
+        number = (buf[pos + 1] << 8) | buf[pos + 2]
+        if self.parked and not parked:
+            if number in self.parked:
+                self._turn -= KEPT
+                whole = past <= end and past - pos - 8 <= self.lane.frame_max
+                return TAKEN if whole and self.parked.follow(number, buf[pos:past]) else WAIT
+            if number == 0 and buf[pos] == FRAME_METHOD and past <= end:
+                return WAIT
+        self._turn -= JUDGED + (past - pos) // OCTETS
+        outcome = self._judge(buf, pos, past)
+        self._settle(number, outcome)
+        apart = outcome is WAIT and not parked and not self._client.tired
+        return TAKEN if apart and self.parked.begin(number, buf[pos:past]) else outcome
+
+    def _settle(self, asker: int, outcome: Outcome) -> None:
+        """Answers are for the frame that has waited for them."""
+        if outcome is WAIT:
+            self._waiting.add(asker)
+        elif asker in self._waiting:
+            self._waiting.discard(asker)
+            self.policy.settled(asker)
 
     def _granted(self, number: int) -> bool:
         """Is what the scanner asks granted? Then it is approved: scan again from the same place."""
@@ -244,7 +254,6 @@ class Session:
         return True
 
     def _judge(self, buf: bytearray, pos: int, past: int) -> Outcome:
-        self._mark = len(self.to_broker)
         self._client.tired = False
         number = (buf[pos + 1] << 8) | buf[pos + 2]
         try:
@@ -258,18 +267,18 @@ class Session:
                 raise frame_error(buf[pos], payload, marker)
             return self._client.frame(buf[pos], number, payload)
         except Pending:
-            return Outcome.WAIT
+            return WAIT
         except AmqpError as error:
             if isinstance(error, OperationError):
                 self.refuse_channel(number, error)
             else:
                 self.fail(number, error)
-            return Outcome.TAKEN
+            return TAKEN
         except Abort as why:
             self.policy.refused(number, AmqpError(ReplyCode.INTERNAL_ERROR, str(why).encode()))
             self.abort = True
             self.state = State.DONE
-            return Outcome.TAKEN
+            return TAKEN
 
     # --- broker to client ---
 
@@ -298,7 +307,7 @@ class Session:
             past = pos + size + 8
             mark = len(self.to_client)
             if size > self.lane.frame_max or buf[past - 1] != 0xCE:
-                outcome = Outcome.TAKEN
+                outcome = TAKEN
                 self.broken = "the broker sent a malformed frame"
             else:
                 payload = bytes(buf[pos + 7 : past - 1])
@@ -306,15 +315,16 @@ class Session:
                 try:
                     outcome = self._broker.frame(buf[pos], number, payload)
                 except Pending:
-                    outcome = Outcome.WAIT
-            if outcome is Outcome.PASS:
+                    outcome = WAIT
+            self._settle(BROKER, outcome)
+            if outcome is PASS:
                 pos = past
                 if self.among(State.DONE):
                     break
                 continue
             if pos > run:
                 self.to_client.insert(mark, memoryview(buf)[run:pos])
-            if outcome is Outcome.WAIT:
+            if outcome is WAIT:
                 self.broker_stalled = True
                 return pos
             run = pos = past
@@ -343,7 +353,7 @@ class Session:
     def forget(self) -> None:
         """The policy has changed: no approval holds any more."""
         self._seen = self.epoch.value
-        self._client.start_over()
+        self._client.start_over(self._waiting)
         self._forget_approvals()
         impersonator = self.policy.may_impersonate()
         if impersonator is not self.context.impersonator:
@@ -375,7 +385,7 @@ class Session:
         At once, or when the content is complete of which the broker has a part.
         """
         content = channel.content
-        if channel.expect == BODY and not (content is not None and content.discard):
+        if channel.expect & ~PARKED == BODY and not (content is not None and content.discard):
             channel.mode = Mode.FINISHING
             channel.deferred = channel.deferred or []
             if data:
@@ -416,7 +426,13 @@ class Session:
             self.state = State.RUNNING
 
     def fail(self, number: int, error: AmqpError) -> None:
-        """Close the connection for an error of the client's, after the broker's replies."""
+        """Close the connection for an error of the client's, after the broker's replies.
+
+        Not before what other channels have sent earlier is decided.
+        """
+        if self.parked or self._failed:
+            self._failed.append((number, error))
+            return
         self.policy.refused(number, error)
         self._drain(error)
 

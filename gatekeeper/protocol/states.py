@@ -13,6 +13,10 @@ MAX_CONTENT = 536_870_912
 CONNECTION_CLOSE_OK = method(0, 10, 51)
 
 
+BROKER = -1
+"""Asks for a frame of the broker's, in the place of a channel: one waits at a time."""
+
+
 class State(enum.IntEnum):
     """Where the connection stands. Frames are judged in RUNNING only."""
 

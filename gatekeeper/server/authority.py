@@ -2,8 +2,8 @@
 
 The session asks and never waits: a question whose answer takes time gets None, the answer is
 kept when it comes (``questions.py``), and ``resume`` has the session judge the same frame again,
-which then finds it. An answer counts until that frame is settled, however often it is judged
-again for other questions, and only until the policy changes.
+which then finds it. An answer counts for that channel until that frame is settled, however often
+it is judged again for other questions, and only until the policy changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CRASHED = Decision(False, "internal error", crashed=True)
 
 
 class Authority:
-    """Implements ``protocol.session.SessionPolicy`` for one connection.
+    """Implements ``protocol.ports.SessionPolicy`` for one connection.
 
     channel_limit: the user's, as of now.
     renewed: called with the user as a new secret makes it; the name stays.
@@ -93,23 +93,28 @@ class Authority:
     def resume(self, resume: Callable[[], None]) -> None:
         self._questions.resume = resume
 
-    def check(self, check: Check) -> Decision | None:
+    def check(self, check: Check, channel: int) -> Decision | None:
         return self._answer(
-            check, lambda: self._engine.check(self._identity, self._vhost, check), _CRASHED
+            channel, check, lambda: self._engine.check(self._identity, self._vhost, check), _CRASHED
         )
 
-    def exchange_exists(self, exchange: bytes) -> bool | None:
+    def exchange_exists(self, exchange: bytes, channel: int) -> bool | None:
         return self._answer(
-            ("exists", exchange), lambda: self._exchanges.exists(self._vhost, exchange), True
+            channel,
+            ("exists", exchange),
+            lambda: self._exchanges.exists(self._vhost, exchange),
+            True,
         )
 
     def topic_rule(self, exchange: bytes) -> bool:
         return self._engine.topic_rule(self._identity, self._vhost, exchange)
 
-    def open_channel(self) -> AmqpError | bool | None:
+    def open_channel(self, channel: int) -> AmqpError | bool | None:
         """The text of the refusal is ``rabbit_reader``'s."""
         limit, live = self._channel_limit(), self._live
-        place = self._answer(_CHANNEL, lambda: self._registry.channel_place(live, limit), _UNKNOWN)
+        place = self._answer(
+            channel, _CHANNEL, lambda: self._registry.channel_place(live, limit), _UNKNOWN
+        )
         if place is None:
             return None
         if place == "granted":
@@ -128,7 +133,7 @@ class Authority:
         """From here on the user is judged by the new secret; backends whose credentials do not
         end take any (RabbitMQ 4.3: ``rabbit_reader`` on update-secret)."""
         crashed: Identity | AmqpError = AmqpError(ReplyCode.INTERNAL_ERROR)
-        answer = self._answer(("update-secret",), lambda: self._renewed(Secret(secret)), crashed)
+        answer = self._answer(0, ("update-secret",), lambda: self._renewed(Secret(secret)), crashed)
         if isinstance(answer, Identity):
             self._identity = answer
             self.renewed(answer)
@@ -163,8 +168,8 @@ class Authority:
     def exchange_changed(self, exchange: bytes, kind: bytes | None, change: int) -> None:
         self._exchanges.changed(self._vhost, exchange, kind, change)
 
-    def settled(self) -> None:
-        self._questions.settled()
+    def settled(self, channel: int) -> None:
+        self._questions.settled(channel)
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self._lines.refused(channel, error)
@@ -178,7 +183,7 @@ class Authority:
         if self._rechecks is None:
             self._rechecks = Questions(self._owner, self._questions.resume)
         ask = partial(self._engine.check, self._identity, self._vhost, check)
-        return self._rechecks.ask(check, 0, ask, _CRASHED)
+        return self._rechecks.ask(0, check, 0, ask, _CRASHED)
 
     def may_impersonate(self) -> bool:
         self._identity = self._engine.refreshed(self._identity)
@@ -188,9 +193,9 @@ class Authority:
         self._lines.consumer_cancelled(channel, tag, queue, cause)
 
     def _answer(
-        self, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
+        self, channel: int, key: Hashable, ask: Callable[[], _T | Awaitable[_T]], failed: _T
     ) -> _T | None:
-        return self._questions.ask(key, self._epoch.changes, ask, failed)
+        return self._questions.ask(channel, key, self._epoch.changes, ask, failed)
 
 
 def vhost_refused(vhost: bytes, user: bytes, decision: Decision) -> AmqpError:

@@ -201,9 +201,9 @@ class Endpoint(asyncio.BufferedProtocol):
             self.refeed()
 
     def refeed(self) -> None:
-        """Offer what was left over again (an answer that it waited for has come)."""
+        """Offer what was left over again, be it nothing (an answer has come)."""
         n = len(self._tail)
-        if n and not self.lost and self._consumer is not None:
+        if not self.lost and self._consumer is not None:
             buffer = SharedBuffer(n) if n > len(self._buffer.data) else self._buffer
             buffer.data[:n] = self._tail
             self._feed(buffer, n)

@@ -26,6 +26,8 @@ DRAIN_TIMEOUT = 5.0
 """Seconds for the broker to answer what came before a client's error."""
 CLOSE_OK_TIMEOUT = 10.0
 """Seconds for the client to answer a connection.close before its socket is closed."""
+GONE_TIMEOUT = 10.0
+"""Seconds for answers to what a client had sent that is gone."""
 FATAL_DELAY = 3.0
 """Seconds that RabbitMQ waits after a broken frame stream (SILENT_CLOSE_DELAY)."""
 
@@ -113,6 +115,7 @@ class Pump:
         session = self.session
         self._client_heard = True
         done = session.client_data(buf, pos, end)
+        moved = done > pos or bool(session.to_broker)
         if session.to_client and not self._client.writable:
             # The gate's own answers to a client that does not read must not pile up. What comes
             # from the broker is no reason to stop: such a client may be busy publishing.
@@ -124,7 +127,7 @@ class Pump:
                 self.resume()
         else:
             self._client.release(HOLD_STALLED)
-        if session.broker_stalled and done > pos:
+        if session.broker_stalled and moved:
             # It may wait for the end of the client's content.
             self.resume()
         return done
@@ -146,7 +149,7 @@ class Pump:
                 self.resume()
         else:
             self._broker.release(HOLD_STALLED)
-        if session.client_stalled and done > pos:
+        if (session.client_stalled or session.parked.lots) and done > pos:
             # What it waits for may just have come. Not now: the shared buffer is in use.
             self.resume()
         return done
@@ -184,11 +187,15 @@ class Pump:
 
     def _refeed(self) -> None:
         self._resuming = False
+        if self._ended is None:
+            return
         try:
             if self.session.consumers.busy:
                 self.session.consumers.go_on()
                 self._rechecked()
-            if self.session.client_stalled:
+            if self._client.lost:
+                self._without_client()
+            elif self.session.client_stalled or self.session.parked.lots:
                 self._client.refeed()
             if self.session.broker_stalled:
                 self._broker.refeed()
@@ -248,7 +255,9 @@ class Pump:
             self._timer.cancel()
             self._timer = None
         session = self.session
-        if state in (State.DRAINING, State.FAILING):
+        if self._client.lost:
+            self._finish()  # it had left before (``_client_lost``): nobody is to be told
+        elif state in (State.DRAINING, State.FAILING):
             self._timer = self._loop.call_later(DRAIN_TIMEOUT, self._drained)
         elif state is State.RUNNING:
             # The client's error was void. If nothing of its bytes was left, none is fed again.
@@ -291,7 +300,21 @@ class Pump:
         self._flush()
 
     def _client_lost(self, _error: Exception | None) -> None:
+        """What still waits for an answer is done all the same, if one comes soon: there are clients
+        that publish and leave. (RabbitMQ's channels finish what they are at.)"""
+        session = self.session
+        if self._ended is not None and session.parked.lots and session.state is State.RUNNING:
+            self._timer = self._loop.call_later(GONE_TIMEOUT, self._finish)
+            return
         self._finish()
+
+    def _without_client(self) -> None:
+        self.session.client_data(bytearray(), 0, 0)
+        self._flush()
+        if self.session.client_tired:
+            self.resume()
+        elif not self.session.parked.lots:
+            self._finish()
 
     def _broker_lost(self, _error: Exception | None) -> None:
         if self._ended is None:

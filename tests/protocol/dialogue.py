@@ -24,6 +24,8 @@ from gatekeeper.protocol.session import Session
 from gatekeeper.protocol.states import State
 
 OPEN = wire.method
+RECHECK = -2
+"""Asks in the place of a channel where what was granted is asked again."""
 
 
 def frames(data: bytes) -> list[tuple[int, int, bytes]]:
@@ -37,6 +39,13 @@ def frames(data: bytes) -> list[tuple[int, int, bytes]]:
         pos += size + 8
     assert pos == len(data)
     return out
+
+
+def by_channel(data: bytes | bytearray) -> dict[int, list[tuple[int, bytes]]]:
+    out: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+    for kind, number, payload in frames(bytes(data)):
+        out[number].append((kind, payload))
+    return dict(out)
 
 
 def ids(payload: bytes) -> tuple[int, int]:
@@ -106,7 +115,9 @@ class Broker:
         default_factory=list
     )
     _rest: bytes = b""
-    _names: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
+    _names: dict[int, itertools.count[int]] = field(
+        default_factory=lambda: defaultdict(lambda: itertools.count(1))
+    )
 
     def answer(self, data: bytes) -> bytes:
         self.received += data
@@ -125,10 +136,10 @@ class Broker:
         if bits & NOWAIT.get(name, 0) and not (name == (60, 30) and not bits):
             return b""
         if name == (50, 10):
-            queue = fields[1] or b"amq.gen-%022d" % next(self._names)
+            queue = fields[1] or b"amq.gen-%011d%011d" % (channel - 1, next(self._names[channel]))
             return call(channel, (50, 11), queue, 0, 0)
         if name == (60, 20):
-            return call(channel, (60, 21), fields[2] or b"amq.ctag-%d" % next(self._names))
+            return call(channel, (60, 21), fields[2] or b"amq.ctag-%d" % next(self._names[channel]))
         if name == (40, 40):
             return call(channel, (40, 51))
         if name == (60, 70):
@@ -157,17 +168,17 @@ class Policy:
     open_channels: int = 0
     settlements: int = 0
     turn: int = 0
-    _asked: dict[object, int] = field(default_factory=dict)
+    _asked: dict[tuple[int, object], int] = field(default_factory=dict)
 
-    def _late(self, key: object) -> bool:
+    def _late(self, key: tuple[int, object]) -> bool:
         """In slow mode a question is answered only in a later turn than it was asked in."""
         if self.slow and self._asked.setdefault(key, self.turn) == self.turn:
             return True
         self._asked.pop(key, None)
         return False
 
-    def check(self, check: Check) -> Decision | None:
-        if self._late(check):
+    def check(self, check: Check, channel: int) -> Decision | None:
+        if self._late((channel, check)):
             return None
         self.asked.append(check)
         match check:
@@ -179,14 +190,14 @@ class Policy:
             case TopicAccess(_, exchange, key):
                 return Decision(exchange not in self.topics or b"no" not in key)
 
-    def exchange_exists(self, exchange: bytes) -> bool | None:
-        return None if self._late(("exists", exchange)) else exchange not in self.missing
+    def exchange_exists(self, exchange: bytes, channel: int) -> bool | None:
+        return None if self._late((channel, exchange)) else exchange not in self.missing
 
     def topic_rule(self, exchange: bytes) -> bool:
         return exchange in self.topics
 
-    def open_channel(self) -> AmqpError | bool | None:
-        if self._late("place"):
+    def open_channel(self, channel: int) -> AmqpError | bool | None:
+        if self._late((channel, "place")):
             return None
         self.open_channels += self.place is True
         return self.place
@@ -195,7 +206,7 @@ class Policy:
         self.open_channels -= 1
 
     def update_secret(self, secret: bytes, reason: bytes) -> AmqpError | bool | None:
-        return None if self._late("secret") else self.secret
+        return None if self._late((0, "secret")) else self.secret
 
     def exchange_changing(self, exchange: bytes) -> int:
         self.forgotten.append(exchange)
@@ -207,17 +218,17 @@ class Policy:
         else:
             self.learned.append((exchange, kind))
 
-    def settled(self) -> None:
+    def settled(self, channel: int) -> None:
         self.settlements += 1
 
     def refused(self, channel: int, error: AmqpError) -> None:
         self.log.append((channel, error))
 
     def rights_changed(self) -> None:
-        self._asked = {key: at for key, at in self._asked.items() if not isinstance(key, Access)}
+        self._asked = {key: at for key, at in self._asked.items() if key[0] != RECHECK}
 
     def recheck(self, check: Check) -> Decision | None:
-        return self.check(check)
+        return self.check(check, RECHECK)
 
     def may_impersonate(self) -> bool:
         return self.impersonator
@@ -283,9 +294,8 @@ class Dialogue:
             if not moved and before == (len(self._tail), self.session.state, len(self.client)):
                 if self.session.client_tired:
                     continue
-                if not self.session.client_stalled or not self.policy.slow:
-                    return
-                if not self._tail:
+                waits = self.session.parked or (self.session.client_stalled and self._tail)
+                if not waits or not self.policy.slow:
                     return
         raise AssertionError("the session does not come to rest")
 
@@ -326,6 +336,11 @@ class Dialogue:
 
     # --- what came out ---
 
+    def sent(self) -> dict[int, list[tuple[int, bytes]]]:
+        """(type, payload) of each frame that the broker got, by channel: RabbitMQ's channels have
+        no order among them."""
+        return by_channel(self.broker.received)
+
     def to_client(self, channel: int | None = None) -> list[tuple[int, tuple[int, int]]]:
         return [
             (number, ids(payload))
@@ -334,10 +349,7 @@ class Dialogue:
         ]
 
     def by_channel(self) -> dict[int, list[tuple[int, bytes]]]:
-        out: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
-        for kind, number, payload in frames(bytes(self.client)):
-            out[number].append((kind, payload))
-        return dict(out)
+        return by_channel(self.client)
 
     def closes(self) -> list[tuple[int, int, bytes, tuple[int, int]]]:
         """(channel, code, text, ids) of every close that the client got."""

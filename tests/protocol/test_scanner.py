@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatekeeper.protocol import checks, wire
+from gatekeeper.protocol import checks, parking, wire
 from gatekeeper.protocol import frames as imported
 from gatekeeper.protocol import session as session_module
 from tests.protocol.dialogue import (
@@ -115,6 +115,12 @@ def made_up_names_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.secrets, "token_urlsafe", lambda size: "x" * size)
 
 
+@pytest.fixture
+def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No channel waits apart (test_parking.py): then the order among channels is fixed too."""
+    monkeypatch.setattr(parking, "MAX_LOTS", 0)
+
+
 def play(data: bytes, sizes: list[int]) -> Dialogue:
     dialogue = Dialogue(Policy(topics={b"t"}))
     dialogue.send(data, sizes=sizes)
@@ -138,6 +144,7 @@ def use(monkeypatch: pytest.MonkeyPatch, scanner: ModuleType) -> None:
 
 
 @in_session
+@pytest.mark.usefixtures("in_order")
 @pytest.mark.parametrize("seed", range(150))
 def test_any_chunking_gives_what_the_readable_code_gives(
     seed: int, scanner: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +164,7 @@ def test_any_chunking_gives_what_the_readable_code_gives(
 
 
 @in_session
+@pytest.mark.usefixtures("in_order")
 def test_byte_by_byte(scanner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, scanner)
     data = script(7)

@@ -123,83 +123,99 @@ async def bench() -> Bench:
 
 async def test_an_answer_at_once_is_given_at_once(bench: Bench) -> None:
     bench.backend.at_once = YES
-    assert bench.authority.check(CHECK) is YES
+    assert bench.authority.check(CHECK, 1) is YES
     assert bench.authority.topic_rule(b"ruled")
     assert not bench.authority.topic_rule(b"free")
     assert len(bench.owner) == 0
 
 
 async def test_a_question_is_asked_once_and_its_answer_counts_for_one_frame(bench: Bench) -> None:
-    assert bench.authority.check(CHECK) is None
+    assert bench.authority.check(CHECK, 1) is None
     await asyncio.sleep(0)
-    assert bench.authority.check(CHECK) is None
+    assert bench.authority.check(CHECK, 1) is None
     assert bench.backend.asked == [CHECK]
     assert bench.resumed == 0
     await bench.answer(0, NO)
     assert bench.resumed == 1
-    assert bench.authority.check(CHECK) is NO
-    assert bench.authority.check(CHECK) is NO  # judged again, for another question
+    assert bench.authority.check(CHECK, 1) is NO
+    assert bench.authority.check(CHECK, 1) is NO  # judged again, for another question
     # The next frame is a new question: who was refused may be allowed by now.
-    bench.authority.settled()
-    assert bench.authority.check(CHECK) is None
+    bench.authority.settled(1)
+    assert bench.authority.check(CHECK, 1) is None
     assert bench.backend.asked == [CHECK, CHECK]
     await bench.answer(1, YES)
-    assert bench.authority.check(CHECK) is YES
+    assert bench.authority.check(CHECK, 1) is YES
 
 
 async def test_questions_do_not_mix(bench: Bench) -> None:
-    assert bench.authority.check(CHECK) is None
-    assert bench.authority.check(OTHER) is None
-    assert bench.authority.exchange_exists(b"x") is None
+    assert bench.authority.check(CHECK, 1) is None
+    assert bench.authority.check(OTHER, 1) is None
+    assert bench.authority.exchange_exists(b"x", 1) is None
     await bench.answer(1, YES)
-    assert bench.authority.check(CHECK) is None
-    assert bench.authority.check(OTHER) is YES
+    assert bench.authority.check(CHECK, 1) is None
+    assert bench.authority.check(OTHER, 1) is YES
     await bench.answer(2, False)
-    assert bench.authority.exchange_exists(b"x") is False
+    assert bench.authority.exchange_exists(b"x", 1) is False
     await bench.answer(0, NO)
-    assert bench.authority.check(CHECK) is NO
+    assert bench.authority.check(CHECK, 1) is NO
     assert bench.resumed == 3
+
+
+async def test_each_channel_has_its_own_answers(bench: Bench) -> None:
+    """Nor does one that settles take away what another waits for."""
+    assert bench.authority.check(CHECK, 1) is None
+    assert bench.authority.check(CHECK, 2) is None
+    assert bench.authority.check(OTHER, 2) is None
+    await bench.answer(0, NO)
+    await bench.answer(2, YES)
+    assert bench.authority.check(CHECK, 1) is NO
+    bench.authority.settled(1)
+    await bench.answer(1, YES)
+    assert bench.authority.check(CHECK, 2) is YES
+    assert bench.authority.check(OTHER, 2) is YES
+    assert bench.authority.check(CHECK, 1) is None
+    assert bench.backend.asked == [CHECK, CHECK, OTHER, CHECK]
 
 
 @pytest.mark.parametrize("when", ["before it comes", "after it has come"])
 async def test_an_answer_that_nobody_fetches_is_not_kept(bench: Bench, when: str) -> None:
     """The channel was closed meanwhile; much later another frame asks the same."""
-    assert bench.authority.exchange_exists(b"x") is None
+    assert bench.authority.exchange_exists(b"x", 1) is None
     if when == "before it comes":
-        bench.authority.settled()
+        bench.authority.settled(1)
     await bench.answer(0, False)
     if when == "after it has come":
-        bench.authority.settled()
-    assert bench.authority.exchange_exists(b"x") is None
+        bench.authority.settled(1)
+    assert bench.authority.exchange_exists(b"x", 1) is None
     assert bench.backend.asked == [b"x", b"x"]
 
 
 @pytest.mark.parametrize("when", ["while it is asked", "before it is used"])
 async def test_an_answer_from_before_a_change_does_not_count(bench: Bench, when: str) -> None:
-    assert bench.authority.check(CHECK) is None
+    assert bench.authority.check(CHECK, 1) is None
     await asyncio.sleep(0)
     if when == "while it is asked":
         bench.epoch.bump()
     await bench.answer(0, YES)
     if when == "before it is used":
         bench.epoch.bump()
-    assert bench.authority.check(CHECK) is None
+    assert bench.authority.check(CHECK, 1) is None
     await bench.answer(1, NO)
-    assert bench.authority.check(CHECK) is NO
+    assert bench.authority.check(CHECK, 1) is NO
 
 
 async def test_a_question_that_fails_refuses_and_nobody_waits_for_ever(bench: Bench) -> None:
     error = RuntimeError("a mistake of ours")
-    assert bench.authority.check(CHECK) is None
+    assert bench.authority.check(CHECK, 1) is None
     await bench.answer(0, error)
     assert bench.resumed == 1
-    decision = bench.authority.check(CHECK)
+    decision = bench.authority.check(CHECK, 1)
     assert decision is not None
     assert (decision.allowed, decision.crashed) == (False, True)
     # Whether an exchange exists only shapes a refusal: it stays one.
-    assert bench.authority.exchange_exists(b"x") is None
+    assert bench.authority.exchange_exists(b"x", 1) is None
     await bench.answer(1, error)
-    assert bench.authority.exchange_exists(b"x") is True
+    assert bench.authority.exchange_exists(b"x", 1) is True
     await asyncio.sleep(0)
     assert bench.errors == [error, error]
 
@@ -219,7 +235,7 @@ async def update(bench: Bench, *answers: object) -> AmqpError | bool | None:
         await asyncio.sleep(0)
     await bench.answer(-1, answers[-1])
     answer = bench.authority.update_secret(b"s3cret", b"rotated")
-    bench.authority.settled()
+    bench.authority.settled(0)
     return answer
 
 
@@ -233,7 +249,7 @@ async def test_a_new_secret_is_what_the_user_is_judged_by(bench: Bench) -> None:
     assert told == [RENEWED]
     assert bench.log.lines[-1][2].endswith("updated secret, reason: rotated")
     bench.backend.at_once = YES
-    bench.authority.check(CHECK)
+    bench.authority.check(CHECK, 1)
     assert bench.backend.judged == [RENEWED]
 
 
@@ -271,7 +287,7 @@ async def test_a_new_secret_that_is_not_taken_changes_nothing(
     assert (refusal.code, refusal.explanation) == (code, text)
     assert [message for _, _, message in bench.log.lines] == ([line] if line else [])
     bench.backend.at_once = YES
-    bench.authority.check(CHECK)
+    bench.authority.check(CHECK, 1)
     assert bench.backend.judged == [Identity(b"alice")]
     assert told == []
 
@@ -283,10 +299,10 @@ async def test_a_recheck_is_nobody_else_s_business(bench: Bench) -> None:
     """Neither frames that are settled nor the epoch take its answer away."""
     authority = bench.authority
     assert authority.recheck(OTHER) is None
-    assert authority.check(OTHER) is None
+    assert authority.check(OTHER, 1) is None
     await bench.answer(1, YES)
-    assert authority.check(OTHER) is YES
-    authority.settled()
+    assert authority.check(OTHER, 1) is YES
+    authority.settled(1)
     bench.epoch.bump()
     await bench.answer(0, NO)
     assert authority.recheck(OTHER) is NO

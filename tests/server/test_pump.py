@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gatekeeper.model import Decision
+from gatekeeper.model import Access, Decision, Kind, Permission
 from gatekeeper.policy.engine import Engine
 from gatekeeper.server import endpoint as endpoint_module
+from gatekeeper.server import pump as pump_module
 from gatekeeper.server.endpoint import Endpoint
 from tests.server.local import LocalGate, gate
 from tests.server.peers import BrokerSession, Client, FakeBroker, Talker
@@ -34,12 +35,18 @@ from tests.support.amqp_codec import (
 from tests.support.process import LOOPBACK
 from tests.support.rabbit import RabbitNode, TlsFiles
 
+WRITE = Permission.WRITE
+
 
 class Slow:
-    """Makes every check of a gate's engine take time. asked: how many there were."""
+    """Makes every check of a gate's engine take time. asked: how many there were.
 
-    def __init__(self, local: LocalGate, pause: float = 0.002) -> None:
+    open: while it is cleared no answer comes; ``stuck``: to none but questions of this exchange.
+    """
+
+    def __init__(self, local: LocalGate, pause: float = 0.002, stuck: bytes | None = None) -> None:
         self.asked = 0
+        self.stuck = stuck
         self.pause = pause
         self.open = asyncio.Event()
         self.open.set()
@@ -48,7 +55,8 @@ class Slow:
 
         async def later(*args: object) -> object:
             await asyncio.sleep(self.pause)
-            await self.open.wait()
+            if self.stuck is None or args[-1] == Access(WRITE, Kind.EXCHANGE, self.stuck):
+                await self.open.wait()
             return original(*args)  # type: ignore[arg-type]
 
         def check(*args: object) -> object:
@@ -140,6 +148,51 @@ async def test_while_an_answer_is_awaited_the_client_is_not_read_from(
         await client.close()
 
 
+async def test_only_the_channel_that_asks_waits(tmp_path: Path, fake: FakeBroker) -> None:
+    """Its backend hangs: another channel publishes, declares and asks the same backend."""
+    async with gate(tmp_path, fake.port) as local:
+        client = await local.login(channel=True)
+        await client.open_channel(2)
+        session = await fake.client()
+        slow = Slow(local, stuck=b"amq.fanout")
+        slow.open.clear()
+        client.publish(1, b"amq.fanout", b"k", b"first")
+        client.send(1, "basic.qos", prefetch_count=7)
+        await local.until(lambda: slow.asked == 1, "asked")
+        for n in range(20):
+            await client.call(2, "basic.qos", prefetch_count=n)
+            await client.call(2, "queue.declare", queue=f"q{n}")
+            client.publish(2, b"amq.direct", b"k", b"%d" % n)
+        await local.until(lambda: session.names.count("basic.publish") == 20, "published")
+        assert {n for n, method in session.methods if method.name == "basic.publish"} == {2}
+        slow.open.set()
+        await client.expect("basic.qos-ok", 1)
+        on_1 = [method for n, method in session.methods if n == 1]
+        assert [method.name for method in on_1[-2:]] == ["basic.publish", "basic.qos"]
+        assert on_1[-2].body == b"first"
+        await client.close()
+
+
+async def test_a_refusal_that_comes_late_is_of_one_channel(
+    tmp_path: Path, broker: RabbitNode
+) -> None:
+    """On a real broker, with what the client does next already on the way."""
+    async with gate(tmp_path, broker.port) as local:
+        bob = await local.login("bob", channel=True)
+        await bob.open_channel(2)
+        slow = Slow(local, stuck=b"amq.fanout")
+        slow.open.clear()
+        bob.publish(1, b"amq.fanout", b"k", b"refused")
+        bob.write(method_frame(1, "channel.close-ok") + method_frame(1, "channel.open"))
+        for n in range(5):
+            await bob.call(2, "basic.qos", prefetch_count=n)
+        slow.open.set()
+        assert (await bob.expect("channel.close", 1))["reply_code"] == 403
+        await bob.expect("channel.open-ok", 1)
+        await bob.call(1, "basic.qos", prefetch_count=1)
+        await bob.close()
+
+
 async def test_a_permission_that_goes_while_the_answer_is_awaited(
     tmp_path: Path, fake: FakeBroker
 ) -> None:
@@ -171,7 +224,6 @@ async def test_a_peer_that_leaves_while_an_answer_is_awaited(
             assert (await client.closed())["reply_code"] == 320
             await client.at_eof(1)
         else:
-            # Not read from, so a FIN is not seen until the answer comes.
             client.abort()
         slow.open.set()
         await local.until(lambda: len(local.registry) == 0, "ended")
@@ -179,6 +231,51 @@ async def test_a_peer_that_leaves_while_an_answer_is_awaited(
             await session.ended.wait()
         if who == "broker":
             assert "basic.publish" not in session.names
+
+
+async def test_what_a_client_sent_before_it_left_is_done(tmp_path: Path, fake: FakeBroker) -> None:
+    """There are clients that publish and close their socket."""
+    async with gate(tmp_path, fake.port) as local:
+        client = await local.login(channel=True)
+        session = await fake.client()
+        slow = Slow(local)
+        slow.open.clear()
+        client.publish(1, b"amq.fanout", b"k", b"last")
+        client.publish(1, b"amq.direct", b"k", b"words")
+        await local.until(lambda: slow.asked == 1, "asked")
+        client.writer.close()
+        await asyncio.sleep(0.05)
+        assert len(local.registry) == 1
+        slow.open.set()
+        await local.until(lambda: len(local.registry) == 0, "ended")
+        async with asyncio.timeout(2):
+            await session.ended.wait()
+        assert [method.body for _, method in session.methods if method.body] == [b"last", b"words"]
+
+
+@pytest.mark.parametrize("end", ["time", "broker"])
+async def test_nobody_waits_for_ever_for_a_client_that_left(
+    tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    if end == "time":
+        monkeypatch.setattr(pump_module, "GONE_TIMEOUT", 0.05)
+    async with gate(tmp_path, fake.port) as local:
+        client = await local.login(channel=True)
+        session = await fake.client()
+        slow = Slow(local)
+        slow.open.clear()
+        client.publish(1, b"amq.fanout", b"k")
+        await local.until(lambda: slow.asked == 1, "asked")
+        client.writer.close()
+        await asyncio.sleep(0.05)
+        if end == "broker":
+            session.abort()
+        async with asyncio.timeout(3):
+            await local.until(lambda: len(local.registry) == 0, "ended")
+        slow.open.set()
+        async with asyncio.timeout(2):
+            await session.ended.wait()
+        assert "basic.publish" not in session.names
 
 
 async def test_a_client_that_is_gone_when_the_broker_is_there(

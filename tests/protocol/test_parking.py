@@ -208,7 +208,7 @@ def test_the_connection_s_own_methods_come_after_what_waits(
         (wire.frame(9, 1, b""), 501),
         (qos(1)[:-1] + b"\0", 501),
         (b"\x01\x00\x01\x7f\xff\xff\xff", 501),
-        (wire.frame(1, 1, bytes(131_073)), 501),
+        (wire.frame(3, 1, bytes(131_073)), 501),
     ],
 )
 def test_an_error_that_ends_the_connection_comes_after_what_waits(data: bytes, code: int) -> None:
@@ -309,6 +309,27 @@ def test_judging_again_leaves_a_turn_for_the_others() -> None:
     assert not bench.session.client_tired
     most = JUDGED + parking.MAX_FRAME // OCTETS
     assert parking.MAX_LOTS * most < JUDGED_AT_ONCE
+
+
+def test_a_turn_that_ends_amid_a_message_s_routes() -> None:
+    """Not for want of an answer: it does not wait apart, and the pump is told to call again."""
+    routes = copies(*(b"%c" % n for n in range(40, 115)))
+    message = publish(1, b"t", b"k", properties=routes)
+    bench = Bench(held=None)
+    bench.client(message)
+    assert bench.session.client_tired
+    assert not bench.session.parked
+    bench.client()
+    assert bench.at_broker(1) == message
+    bench.dialogue.epoch.bump()
+    bench.policy.held = {1}
+    bench.client(declare(1, b"q") + message)
+    assert not bench.session.client_tired
+    bench.policy.held = set()
+    bench.client()
+    assert bench.session.client_tired
+    bench.client()
+    assert bench.at_broker(1) == message + declare(1, b"q") + message
 
 
 def test_a_connection_that_waits_for_nothing_is_not_looked_at_twice() -> None:

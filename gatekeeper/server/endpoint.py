@@ -16,21 +16,27 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-BUFFER_SIZE = 256 * 1024
-TURN = 8
+BUFFER_SIZE = 1024 * 1024
+"""Bytes of one read at most. The fewer the reads and writes, the less a message costs: half of what
+it does with 256 KiB (measured: tests/bench/README.md). Only pages that were used are resident."""
+TURN = 2
 """Full buffers that one peer is read in one go, then the others have their turn. libuv reads 32
-times while a peer sends as fast as it is read, and everybody else waits for those 8 MiB (measured:
+times while a peer sends as fast as it is read, and everybody else waits for those (measured:
 tests/bench/README.md, fairness)."""
 INBOX_LIMIT = 64 * 1024
 """Bytes that may wait unread during a handshake before reading stops."""
-WRITE_HIGH, WRITE_LOW = 512 * 1024, 128 * 1024
-"""Write buffer marks, in bytes: the other side is not read from between high and low."""
+WRITE_HIGH, WRITE_LOW = 256 * 1024, 64 * 1024
+"""Write buffer marks, in bytes: the other side is not read from between high and low. For a peer
+that reads nothing more, up to WRITE_HIGH and what one read brings is kept."""
 
 IOV_MAX = 1024
 """Pieces that one writev takes."""
 
 LINGER = 5.0
 """Seconds that a peer has to read what was written before its socket was closed."""
+
+_NOTHING = bytearray()
+"""Nothing is left over. Never changed."""
 
 Consumer = Callable[[bytearray, int, int], int]
 """Takes a buffer, a start and an end; answers up to which offset it is done."""
@@ -54,6 +60,7 @@ class Endpoint(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_at",
         "_buffer",
         "_consumer",
         "_fd",
@@ -78,7 +85,8 @@ class Endpoint(asyncio.BufferedProtocol):
     def __init__(self, buffer: SharedBuffer, ready: Callable[[Endpoint], None] | None = None):
         self._buffer = buffer
         self._private: SharedBuffer | None = None
-        self._tail: bytes | bytearray = b""
+        self._tail = _NOTHING
+        self._at = 0
         self._inbox = bytearray()
         self._consumer: Consumer | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -112,12 +120,12 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         buffer = self._private or self._buffer
-        n = len(self._tail)
+        n = len(self._tail) - self._at
         if n:
             if n * 4 > len(buffer.data) * 3:
                 # A single frame that outgrows the shared buffer (frame_max is that large).
                 buffer = self._private = SharedBuffer(n * 4)
-            buffer.data[:n] = self._tail
+            buffer.view[:n] = memoryview(self._tail)[self._at :]
             return buffer.view[n:]
         return buffer.view
 
@@ -125,9 +133,9 @@ class Endpoint(asyncio.BufferedProtocol):
         buffer = self._private or self._buffer
         self.received += nbytes
         if self._consumer is not None:
-            end = len(self._tail) + nbytes
+            end = len(self._tail) - self._at + nbytes
             full = end == len(buffer.data)
-            self._feed(buffer, end)
+            self._feed(buffer.data, 0, end)
             if not full:
                 self._full = 0
                 return
@@ -196,26 +204,27 @@ class Endpoint(asyncio.BufferedProtocol):
         data = first + bytes(self._inbox)
         self._inbox = bytearray()
         self.release(HOLD_INBOX)
-        self._tail = data
+        self._tail, self._at = bytearray(data), 0
         if data:
             self.refeed()
 
     def refeed(self) -> None:
         """Offer what was left over again, be it nothing (an answer has come)."""
-        n = len(self._tail)
-        if not self.lost and self._consumer is not None:
-            buffer = SharedBuffer(n) if n > len(self._buffer.data) else self._buffer
-            buffer.data[:n] = self._tail
-            self._feed(buffer, n)
+        if not self.lost:
+            self._feed(self._tail, self._at, len(self._tail))
 
-    def _feed(self, buffer: SharedBuffer, end: int) -> None:
+    def _feed(self, data: bytearray, pos: int, end: int) -> None:
         consumer = self._consumer
         if consumer is None:
             return
-        self._tail = b""
-        done = consumer(buffer.data, 0, end)
+        tail, self._tail, self._at = self._tail, _NOTHING, 0
+        done = consumer(data, pos, end)
         if done < end:
-            self._tail = buffer.data[done:end]
+            if data is tail:
+                # What is left stays where it is: it may be offered in many small turns.
+                self._tail, self._at = tail, done
+            else:
+                self._tail = data[done:end]
         elif self._private is not None:
             self._private = None
 

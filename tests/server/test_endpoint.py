@@ -189,7 +189,7 @@ async def test_a_frame_larger_than_the_shared_buffer(make: Make, shared: SharedB
     loop = asyncio.get_running_loop()
     records = Records()
     endpoint.consume(records, b"")
-    large = random.Random(1).randbytes(1 << 20)
+    large = random.Random(1).randbytes(2 * BUFFER_SIZE)
     data = record(b"before") + record(large) + record(b"after")
     await loop.sock_sendall(peer, data[:-40])
     await until(lambda: len(endpoint._tail) > BUFFER_SIZE)
@@ -208,16 +208,41 @@ async def test_a_large_tail_is_offered_again_whole(make: Make) -> None:
     endpoint, _ = await make()
     records = Records()
     records.open = False
-    data = record(bytes(300_000)) + record(b"x")
+    data = record(bytes(BUFFER_SIZE + 50_000)) + record(b"x")
     endpoint.consume(records, data)
     assert not records.taken
     records.open = True
     endpoint.refeed()
-    assert records.taken == [bytes(300_000), b"x"]
+    assert records.taken == [bytes(BUFFER_SIZE + 50_000), b"x"]
     calls = records.calls
     endpoint.refeed()  # nothing left: the consumer may have kept something back itself
     assert records.calls == calls + 1
     assert len(records.taken) == 2
+
+
+async def test_what_is_left_over_is_not_copied_for_every_turn(make: Make) -> None:
+    """A consumer may take a megabyte in many small turns; what comes then follows the rest."""
+    endpoint, peer = await make()
+    buffers: list[int] = []
+    taken = bytearray()
+
+    def some(buf: bytearray, pos: int, end: int) -> int:
+        buffers.append(id(buf))
+        past = min(pos + 10, end)
+        taken.extend(buf[pos:past])
+        return past
+
+    data = random.Random(2).randbytes(100)
+    endpoint.consume(some, data)
+    for _ in range(5):
+        endpoint.refeed()
+    assert taken == data[:60]
+    assert len(set(buffers)) == 1
+    await asyncio.get_running_loop().sock_sendall(peer, b"more")
+    await until(lambda: len(taken) > 60)
+    while len(taken) < 104:
+        endpoint.refeed()
+    assert taken == data + b"more"
 
 
 # --- holding ---

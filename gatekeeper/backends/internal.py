@@ -18,7 +18,8 @@ import structlog
 from gatekeeper.backends.hashing import HashingThreads
 from gatekeeper.errors import StoreError
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
-from gatekeeper.policy.permissions import check_resource, check_topic
+from gatekeeper.policy.pcre import Pattern
+from gatekeeper.policy.permissions import check_resource, check_topic, topic_pattern
 from gatekeeper.policy.ports import Accepted, Failed, LoginAnswer, Refused, Verdict
 from gatekeeper.store import passwords
 from gatekeeper.store.records import User
@@ -176,6 +177,21 @@ class InternalBackend:
         if permissions is None:
             return Verdict(True, "no topic permissions are set on this exchange")
         return check_topic(permissions, permission, routing_key, variables)
+
+    @_unreadable(None)
+    def topic_patterns(
+        self,
+        user: AuthUser,
+        vhost: bytes,
+        exchange: bytes,
+        permission: Permission,
+        variables: Variables,
+    ) -> tuple[Pattern, ...] | None:
+        permissions = self._store.topic_permissions(user.username, vhost, exchange)
+        if permissions is None:
+            return ()
+        pattern = topic_pattern(permissions, permission, variables)
+        return None if pattern is None else (pattern,)
 
     @_unreadable(_UNTAGGED)
     def tags_now(self, username: bytes) -> frozenset[str]:

@@ -12,7 +12,7 @@ whatever a backend may do (refuse, fail, raise, answer nonsense) into a refusal.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
@@ -32,6 +32,8 @@ from gatekeeper.model import (
     Secret,
     TopicAccess,
 )
+from gatekeeper.policy.pcre import Pattern
+from gatekeeper.policy.permissions import TopicPatterns
 from gatekeeper.policy.ports import (
     Accepted,
     AuthnBackend,
@@ -40,6 +42,7 @@ from gatekeeper.policy.ports import (
     ExpiringBackend,
     Failed,
     LoginAnswer,
+    PatternBackend,
     Refused,
     TagSource,
     Verdict,
@@ -321,6 +324,35 @@ class Engine:
             except Exception:  # noqa: BLE001 - the check itself will report what is wrong
                 return True
         return False
+
+    def topic_patterns(
+        self, identity: Identity, vhost: bytes, exchange: bytes
+    ) -> TopicPatterns | None:
+        """What a :class:`TopicAccess` to write amounts to, until the epoch changes, whatever the
+        routing key; None where it does not amount to patterns: ask about each key."""
+        try:
+            topic = self._exchange_types.is_topic(vhost, exchange)
+            if isinstance(topic, Coroutine):
+                topic.close()
+            if topic is False:
+                return TopicPatterns(())
+            if topic is not True:
+                return None
+            variables = {"username": identity.username, "vhost": vhost}
+            patterns: tuple[Pattern, ...] = ()
+            for name, state in identity.grants:
+                backend = self._authz[name]
+                if not isinstance(backend, PatternBackend):
+                    return None
+                of_backend = backend.topic_patterns(
+                    _user(identity, state), vhost, exchange, Permission.WRITE, variables
+                )
+                if of_backend is None:
+                    return None
+                patterns += of_backend
+        except Exception:  # noqa: BLE001 - the check itself will report what is wrong
+            return None
+        return TopicPatterns(patterns) if identity.grants else None
 
     def _resource(
         self, identity: Identity, vhost: bytes, kind: Kind, name: bytes, permission: Permission

@@ -122,6 +122,22 @@ def escape(value: bytes) -> bytes:
 _SPECIAL = re.compile(rb"[\\^$.|?*+()\[\]{}-]")
 
 
+def literal_prefix(pattern: bytes) -> bytes | None:
+    """How a subject must begin to match, where the pattern says that and nothing else.
+
+    None where it says anything else, or is not seen at a glance to say only that. An anchor,
+    octets that mean themselves, perhaps ``.*`` behind them: most topic permissions look like that.
+    """
+    if pattern == b".*":
+        return b""
+    found = _PREFIX.fullmatch(pattern)
+    return None if found is None else _ESCAPED.sub(rb"\1", found[1])
+
+
+_ESCAPED = re.compile(rb"\\([!-/:-@\[-`{-~])")
+_PREFIX = re.compile(rb"\^((?:[^\x00\\^$.|?*+()\[\]{}]|\\[!-/:-@\[-`{-~])*)(?:\.\*)?")
+
+
 def _as_pcre1(pattern: bytes) -> bytes:
     """The pattern in the spelling that makes PCRE2 read it as PCRE 8 does.
 

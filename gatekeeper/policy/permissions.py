@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gatekeeper.errors import printable
 from gatekeeper.model import Permission, Variables
@@ -62,6 +62,38 @@ def check_topic(
         return Verdict(False, "topic permissions have no configure right")
     pattern = permissions.write if permission is Permission.WRITE else permissions.read
     return _judge(_TOPIC_RIGHTS[permission], expand(pattern, variables), routing_key)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicPatterns:
+    """Patterns that a routing key must all match; none: every key is allowed.
+
+    prefix: every key that begins with it is allowed; None: only the patterns tell.
+    """
+
+    patterns: tuple[pcre.Pattern, ...]
+    prefix: bytes | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        prefixes = [pcre.literal_prefix(pattern.source) for pattern in self.patterns]
+        known = [prefix for prefix in prefixes if prefix is not None]
+        longest = max(known, key=len, default=b"")
+        said = len(known) == len(prefixes) and all(map(longest.startswith, known))
+        object.__setattr__(self, "prefix", longest if said else None)
+
+    def allows(self, routing_key: bytes) -> bool:
+        return all(pattern.matches(routing_key) for pattern in self.patterns)
+
+
+def topic_pattern(
+    permissions: TopicPermissionSet, permission: Permission, variables: Variables
+) -> pcre.Pattern | None:
+    """What :func:`check_topic` matches every routing key with; None where there is no such thing:
+    it denies whatever the key."""
+    if permission is Permission.CONFIGURE:
+        return None
+    pattern = permissions.write if permission is Permission.WRITE else permissions.read
+    return _rule(_TOPIC_RIGHTS[permission], expand(pattern, variables)).pattern
 
 
 def expand(pattern: bytes, variables: Variables) -> bytes:

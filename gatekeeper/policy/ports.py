@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Secret, Variables
+from gatekeeper.policy.pcre import Pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,22 @@ class AuthzBackend(Protocol):
         permission: Permission,
         variables: Variables,
     ) -> Verdict | Awaitable[Verdict]: ...
+
+
+@runtime_checkable
+class PatternBackend(Protocol):
+    """What a backend adds whose topic answers rest on patterns alone, until the policy changes."""
+
+    def topic_patterns(
+        self,
+        user: AuthUser,
+        vhost: bytes,
+        exchange: bytes,
+        permission: Permission,
+        variables: Variables,
+    ) -> tuple[Pattern, ...] | None:
+        """:meth:`AuthzBackend.topic_access` allows exactly the routing keys that match all of them.
+        None: ask it about each."""
 
 
 @runtime_checkable

@@ -25,6 +25,8 @@ from gatekeeper.model import Check
 from gatekeeper.protocol.checks import REPEATABLE, ChannelView, Effect, QueueDeclared, Step
 from gatekeeper.protocol.frames import Channel
 from gatekeeper.protocol.layouts import Fields
+from gatekeeper.protocol.ports import RoutingKeys
+from gatekeeper.protocol.wire import shortstr
 
 MAX_REMEMBERED = 32_768
 """Permissions that one connection remembers on all its channels; when full all are forgotten."""
@@ -139,9 +141,10 @@ class Fifo(Generic[T]):
 
 
 class ChannelState(Channel):
-    """allowed: checks that were granted. topical: an exchange that may be written to, and where the
-    routing key matters. named_before: payloads of granted queue.declare, with what they mean.
-    declares and the like: what the broker has not answered.
+    """allowed: checks that were granted. topical: exchanges that may be written to, and where the
+    routing key matters: with which keys, None where each is asked about. named_before: payloads of
+    granted queue.declare, with what they mean. declares and the like: what the broker has not
+    answered.
     """
 
     __slots__ = (
@@ -168,7 +171,7 @@ class ChannelState(Channel):
         self.content: Content | None = None
         self.allowed: set[Check] | frozenset[Check] = _NOTHING
         self.named_before: dict[bytes, QueueDeclared] | None = None
-        self.topical: bytes | None = None
+        self.topical: dict[bytes, RoutingKeys | None] | None = None
         self.declares: Fifo[PendingDeclare] = Fifo()
         self.last_declare: PendingDeclare | None = None
         self.exchange_declares: Fifo[PendingExchange] = Fifo()
@@ -198,6 +201,15 @@ class ChannelState(Channel):
             self.allowed = set()
         self.allowed.add(check)
         return True
+
+    def approve_route(self, exchange: bytes, key: bytes, keys: RoutingKeys | None) -> bool:
+        """Remember that ``key`` was granted, and with it what else ``keys`` says; False if that was
+        known."""
+        prefix = None if keys is None else keys.prefix
+        begins = prefix is not None and key.startswith(prefix)
+        if prefix is not None and begins and self.approve_prefix(exchange, prefix):
+            return True
+        return self.approve_key(shortstr(exchange) + shortstr(key))
 
     def approve(self, payload: bytes, ids: tuple[int, int], effect: Effect | None) -> bool:
         """Remember that a method was granted, forwarded as it came, if the same octets will mean

@@ -26,6 +26,7 @@ cdef class Channel:
     cdef public long long remaining
     cdef public Names exchanges
     cdef public Names keys
+    cdef public bytes prefixes
     cdef public Names methods
     cdef public bytes unit
     cdef public Py_ssize_t gap
@@ -33,6 +34,7 @@ cdef class Channel:
     cdef public bytes queue
     cpdef bint approve_exchange(self, bytes name)
     cpdef bint approve_key(self, bytes pair)
+    cpdef bint approve_prefix(self, bytes exchange, bytes prefix)
     cpdef bint approve_method(self, bytes payload)
     cpdef forget(self)
 
@@ -45,21 +47,27 @@ cdef class Lane:
     cdef public bytes exchange
     cdef public bytes key
 
+@cython.locals(p=Py_ssize_t, q=Py_ssize_t, past=Py_ssize_t)
+cdef bint _begins(
+    const unsigned char* prefixes, Py_ssize_t n, const unsigned char* raw, Py_ssize_t a,
+    Py_ssize_t b, Py_ssize_t k, Py_ssize_t c,
+) noexcept
+
 @cython.locals(flags=cython.uint, n=cython.longlong, name=bytes)
 cdef bint _harmless(
-    Lane lane, Names keys, bint strict, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
+    Lane lane, Channel channel, bint strict, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
     Py_ssize_t a, Py_ssize_t b,
 )
 
 @cython.locals(n=cython.longlong, tag=cython.uint, routes=bint)
 cdef bint _routes(
-    Lane lane, Names keys, bint strict, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
+    Lane lane, Channel channel, bint strict, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
     Py_ssize_t a, Py_ssize_t b,
 )
 
 @cython.locals(n=cython.longlong, pair=bytes)
 cdef bint _approved(
-    Lane lane, Names keys, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
+    Lane lane, Channel channel, const unsigned char* raw, Py_ssize_t p, Py_ssize_t end,
     Py_ssize_t a, Py_ssize_t b,
 )
 

@@ -39,6 +39,9 @@ METHOD = 0
 HEADER = 1
 BODY = 2
 
+MAX_PREFIXES = 1024
+"""Octets of approved prefixes on one channel: they are gone through one by one."""
+
 MAX_UNIT = 1024
 """Octets of a publish's method and header that are worth keeping for comparison: every channel
 keeps one, and a header may be as long as a frame."""
@@ -135,6 +138,7 @@ class Channel:
     exchanges: approved for publishing whatever the routing key, raw names.
     keys: approved pairs, as raw bytes: exchange short string followed by routing key short
         string, length octets included (so that no two pairs share a spelling).
+    prefixes: for some exchanges, how an approved routing key begins: pairs of short strings.
     methods: approved payloads of other methods, which need nothing but permission.
     unit, gap: method and header frame of a publish that has passed, and where in them the low
         half of the body size stands: its like, whatever the body size, passes by comparison.
@@ -144,8 +148,8 @@ class Channel:
     """
 
     __slots__ = (
-        "exchanges", "expect", "gap", "keys", "methods", "mode", "named", "queue", "remaining",
-        "unit",
+        "exchanges", "expect", "gap", "keys", "methods", "mode", "named", "prefixes", "queue",
+        "remaining", "unit",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -154,6 +158,7 @@ class Channel:
         self.remaining = 0
         self.exchanges: Names | None = None
         self.keys: Names | None = None
+        self.prefixes = b""
         self.methods: Names | None = None
         self.unit: bytes | None = None
         self.gap = 0
@@ -171,6 +176,14 @@ class Channel:
             self.keys = Names()
         return self.keys.add(pair)
 
+    def approve_prefix(self, exchange: bytes, prefix: bytes) -> bool:
+        """False if there is no room for it. Both: at most 255 octets."""
+        pair = bytes([len(exchange)]) + exchange + bytes([len(prefix)]) + prefix
+        if len(self.prefixes) + len(pair) > MAX_PREFIXES:
+            return False
+        self.prefixes += pair
+        return True
+
     def approve_method(self, payload: bytes) -> bool:
         if self.methods is None:
             self.methods = Names()
@@ -179,6 +192,7 @@ class Channel:
     def forget(self) -> None:
         """Drop every approval (the policy has changed)."""
         self.exchanges = self.keys = self.methods = None
+        self.prefixes = b""
         self.unit = None
 
 
@@ -345,9 +359,11 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         asked = False
         if channel.exchanges is None or not channel.exchanges.find(raw, a, b):
             keyed = True
-            asked = channel.keys is None or not channel.keys.find(raw, a - 1, c)
+            asked = not _begins(channel.prefixes, len(channel.prefixes), raw, a, b, b + 1, c) and (
+                channel.keys is None or not channel.keys.find(raw, a - 1, c)
+            )
         if (asked or flags & 0x10 or (keyed and flags & 0x2000)) and not _harmless(
-            lane, channel.keys if keyed else None, asked, raw, q + 12, past - 1, a - 1, b
+            lane, channel if keyed else None, asked, raw, q + 12, past - 1, a - 1, b
         ):
             return pos
         if asked:
@@ -369,13 +385,39 @@ def scan_client(lane: Lane, buf: bytearray, pos: int, end: int) -> int:
         pos = past
 
 
+def _begins(
+    prefixes: octets.Octets, n: int, raw: octets.Octets, a: int, b: int, k: int, c: int
+) -> bool:
+    """Does ``raw[k:c]``, a routing key for the exchange ``raw[a:b]``, begin as approved?"""
+    p = 0
+    while p < n:
+        q = p + 1 + prefixes[p]
+        past = q + 1 + prefixes[q]
+        if (
+            prefixes[p] == b - a
+            and prefixes[q] <= c - k
+            and octets.same(raw, a, b, prefixes, p + 1)
+            and octets.same(prefixes, q + 1, past, raw, k)
+        ):
+            return True
+        p = past
+    return False
+
+
 def _harmless(
-    lane: Lane, keys: Names | None, strict: bool, raw: bytearray, p: int, end: int, a: int, b: int
+    lane: Lane,
+    channel: Channel | None,
+    strict: bool,
+    raw: bytearray,
+    p: int,
+    end: int,
+    a: int,
+    b: int,
 ) -> bool:
     """Do flags and properties in ``raw[p:end]`` hold nothing to judge? Whatever is odd: no.
 
     True: the user-id, if any, is ``lane.username``; where a topic rule looks at routing keys
-    (``keys``), those in the headers CC and BCC, if any, are approved for the exchange, a short
+    (``channel``), those in the headers CC and BCC, if any, are approved for the exchange, a short
     string in ``raw[a:b]``. strict: not yet granted, so routing keys do not count yet; but what
     the broker could not read is odd then also where it is nested.
     """
@@ -396,7 +438,9 @@ def _harmless(
         p += 4
         if n > end - p:
             return False
-        if (strict or keys is not None) and not _routes(lane, keys, strict, raw, p, p + n, a, b):
+        if (strict or channel is not None) and not _routes(
+            lane, None if strict else channel, strict, raw, p, p + n, a, b
+        ):
             return False
         p += n
     if flags & 0x1000:  # delivery-mode
@@ -446,7 +490,14 @@ def _harmless(
 
 
 def _routes(
-    lane: Lane, keys: Names | None, strict: bool, raw: bytearray, p: int, end: int, a: int, b: int
+    lane: Lane,
+    channel: Channel | None,
+    strict: bool,
+    raw: bytearray,
+    p: int,
+    end: int,
+    a: int,
+    b: int,
 ) -> bool:
     """Are the routing keys in the table in ``raw[p:end]`` approved? See :func:`_harmless`.
 
@@ -475,7 +526,7 @@ def _routes(
             p += 4
             if n > end - p:
                 return False
-            if routes and not _approved(lane, None if strict else keys, raw, p, p + n, a, b):
+            if routes and not _approved(lane, channel, raw, p, p + n, a, b):
                 return False
             p += n
         elif tag == 116 or tag == 98 or tag == 66:  # t b B  # noqa: PLR1714
@@ -494,9 +545,9 @@ def _routes(
 
 
 def _approved(
-    lane: Lane, keys: Names | None, raw: bytearray, p: int, end: int, a: int, b: int
+    lane: Lane, channel: Channel | None, raw: bytearray, p: int, end: int, a: int, b: int
 ) -> bool:
-    """Does the array in ``raw[p:end]`` hold nothing but routing keys, and those in ``keys``?
+    """Does the array in ``raw[p:end]`` hold nothing but routing keys, approved on ``channel``?
 
     If one is not there, and all else is as it should be so far, the session is asked for it.
     """
@@ -507,9 +558,11 @@ def _approved(
         if n > 255 or n > end - p - 5:
             return False
         # The last octet of the length and what follows are the key as a short string.
-        if keys is not None:
+        if channel is not None and not _begins(
+            channel.prefixes, len(channel.prefixes), raw, a + 1, b, p + 5, p + 5 + n
+        ):
             pair = octets.cut(raw, a, b) + octets.cut(raw, p + 4, p + 5 + n)
-            if not keys.find(pair, 0, len(pair)):
+            if channel.keys is None or not channel.keys.find(pair, 0, len(pair)):
                 lane.exchange = octets.cut(raw, a + 1, b)
                 lane.key = octets.cut(raw, p + 5, p + 5 + n)
                 lane.stop = ASK

@@ -105,7 +105,8 @@ class ClientFrames:
         """
         session = self._s
         channel, policy = session.channels[number], session.policy
-        if channel.topical != exchange:
+        known = channel.topical is not None and exchange in channel.topical
+        if not known:
             if not self._allowed(
                 number, channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)
             ):
@@ -116,11 +117,20 @@ class ClientFrames:
                 return True
         if channel.changing is not None and exchange in channel.changing:
             return False  # see _settled
-        decision = policy.check(TopicAccess(Permission.WRITE, exchange, key), number)
-        if decision is None or not decision.allowed:
+        keys = channel.topical[exchange] if known and channel.topical is not None else None
+        if keys is None:
+            decision = policy.check(TopicAccess(Permission.WRITE, exchange, key), number)
+            if decision is None or not decision.allowed:
+                return False
+        elif not keys.allows(key):
             return False
-        channel.topical = exchange  # before what may end in forgetting it
-        if channel.approve_key(shortstr(exchange) + shortstr(key)):
+        if not known:
+            # Before what may end in forgetting it.
+            keys = policy.routing_keys(exchange)
+            if channel.topical is None:
+                channel.topical = {}
+            channel.topical[exchange] = keys
+        if channel.approve_route(exchange, key, keys):
             session.remembered()
         return True
 

@@ -19,6 +19,18 @@ class Epoch(Protocol):
         """This one does not change where what was granted has only grown old."""
 
 
+class RoutingKeys(Protocol):
+    """Those with which an exchange may be written to, as long as the policy stands.
+
+    prefix: all that begin with it are allowed, and no others; None: only ``allows`` tells.
+    """
+
+    @property
+    def prefix(self) -> bytes | None: ...
+
+    def allows(self, routing_key: bytes, /) -> bool: ...
+
+
 class SessionPolicy(Protocol):
     """What the session asks of the outside. None: the answer will come, call again then.
 
@@ -31,6 +43,10 @@ class SessionPolicy(Protocol):
 
     def topic_rule(self, exchange: bytes) -> bool:
         """Can the routing key matter on this exchange?"""
+
+    def routing_keys(self, exchange: bytes) -> RoutingKeys | None:
+        """What :meth:`check` answers about any routing key that is written to the exchange; None:
+        ask about each. Where a topic rule could apply, and something was allowed at once."""
 
     def open_channel(self, channel: int) -> AmqpError | bool | None:
         """True: it is open from now on, until ``channel_ended`` or the connection's end. An

@@ -18,6 +18,7 @@ from gatekeeper.policy.engine import Engine, EngineCrash
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.ports import Failed, Refused
 from gatekeeper.protocol.erlang import erlang_string, with_error
+from gatekeeper.protocol.ports import RoutingKeys
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.lines import ConnectionLines
 from gatekeeper.server.questions import Questions
@@ -108,6 +109,9 @@ class Authority:
 
     def topic_rule(self, exchange: bytes) -> bool:
         return self._engine.topic_rule(self._identity, self._vhost, exchange)
+
+    def routing_keys(self, exchange: bytes) -> RoutingKeys | None:
+        return self._engine.topic_patterns(self._identity, self._vhost, exchange)
 
     def open_channel(self, channel: int) -> AmqpError | bool | None:
         """The text of the refusal is ``rabbit_reader``'s."""

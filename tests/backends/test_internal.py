@@ -189,6 +189,37 @@ def test_topic_access(store: Store, engine: Engine) -> None:
     assert allowed(WRITE, b"", b"queue")
 
 
+@pytest.mark.parametrize(
+    "pattern", [b".*", b"^{username}\\.", b"^U", b"", b"(U|V)\\.x$", b"^{vhost}", b"^{client_id}"]
+)
+def test_topic_patterns_say_what_topic_access_says(
+    store: Store, engine: Engine, backend: InternalBackend, pattern: bytes
+) -> None:
+    store.set_topic_permissions(b"U", b"/", b"amq.topic", pattern, b"")
+    keys = engine.topic_patterns(USER, b"/", b"amq.topic")
+    assert keys is not None
+    for key in (b"", b"U", b"U.x", b"V.x", b"x.U.x", b"/", b"{client_id}", b"\n"):
+        decision = engine.check(USER, b"/", TopicAccess(WRITE, b"amq.topic", key))
+        assert isinstance(decision, Decision)
+        assert keys.allows(key) is decision.allowed
+        if keys.prefix is not None:
+            assert key.startswith(keys.prefix) is decision.allowed
+    anything = engine.topic_patterns(USER, b"/", b"amq.direct")  # not of type topic
+    assert anything is not None
+    assert anything.prefix == b""
+    assert backend.topic_patterns(AuthUser(b"U"), b"/", b"x", WRITE, {}) == ()
+
+
+def test_an_invalid_topic_pattern_is_asked_about_each_key(
+    store: Store, backend: InternalBackend
+) -> None:
+    """The variable makes it too long: it denies, and its reason is the check's to give."""
+    store.set_topic_permissions(b"U", b"/", b"x", b"^{long}", b"")
+    variables = {"long": b"x" * 1024}
+    assert backend.topic_patterns(AuthUser(b"U"), b"/", b"x", WRITE, variables) is None
+    assert not backend.topic_access(AuthUser(b"U"), b"/", b"x", b"k", WRITE, variables).allowed
+
+
 def test_topic_access_of_the_backend_alone(backend: InternalBackend) -> None:
     """The record may go between the question of the rule and the check."""
     assert backend.topic_access(AuthUser(b"U"), b"/", b"x", b"k", WRITE, {}).allowed

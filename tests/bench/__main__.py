@@ -53,6 +53,7 @@ PLANS = (
     *(Plan("fifty", "sink", streams.publish(streams.fifty(size))) for size in SIZES),
     *(Plan("fifty", "sink", streams.deliver(size, 50)) for size in SIZES),
     Plan("topic", "sink", streams.publish(streams.topical(64))),
+    Plan("topic", "sink", streams.publish(streams.remembered(64))),
     Plan("user-id", "sink", streams.publish(streams.own_name(64))),
     Plan("topic", "sink", streams.publish(streams.copied(64))),
     Plan("slow", "sink", streams.publish_slowly(streams.judged(64))),

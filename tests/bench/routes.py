@@ -37,6 +37,8 @@ READER = "reader"
 
 TOPICAL = "topical"
 """A user of the gate's with a topic rule on TOPIC: its routing keys must begin with ``k.``"""
+PATTERNED = "patterned"
+"""As TOPICAL, by a pattern that says the same, but not as a prefix."""
 TOPIC = b"amq.topic"
 
 _HAPROXY_LIMIT = 8000
@@ -145,10 +147,14 @@ def gate(upstream: Upstream, folder: Path) -> Iterator[Route]:
     if not command.exists():
         raise BenchError(f"{command} does not exist: run make install first")
     port, tls_port = free_port(), free_port()
+    writers = (USER, TOPICAL, PATTERNED)
     content = definitions(
-        users=[user(USER, PASSWORD), user(READER, READER), user(TOPICAL, PASSWORD)],
-        permissions=[permission(USER), permission(READER, write="^$"), permission(TOPICAL)],
-        topic_permissions=[topic_permission(TOPICAL, TOPIC.decode(), r"^k\.", ".*")],
+        users=[user(READER, READER), *(user(name, PASSWORD) for name in writers)],
+        permissions=[permission(READER, write="^$"), *map(permission, writers)],
+        topic_permissions=[
+            topic_permission(TOPICAL, TOPIC.decode(), r"^k\.", ".*"),
+            topic_permission(PATTERNED, TOPIC.decode(), r"^(k|l)\.", ".*"),
+        ],
     )
     files = certificate(folder)
     loaded = folder / "definitions.json"

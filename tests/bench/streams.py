@@ -11,13 +11,13 @@ from __future__ import annotations
 import selectors
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gatekeeper.protocol.channels import MAX_REMEMBERED
 from tests.bench import wire
 from tests.bench.client import PASSWORD, USER, Client
 from tests.bench.measures import Measure, Metric, Reading, Scale, Span, transfer_metrics
-from tests.bench.routes import TOPIC, TOPICAL, Route
+from tests.bench.routes import PATTERNED, TOPIC, TOPICAL, Route
 from tests.bench.wire import BenchError
 
 KEYS = 10_000
@@ -79,6 +79,12 @@ def topical(size: int, keys: int = KEYS) -> Stream:
     return Stream(title, unit, keys, user=TOPICAL)
 
 
+def remembered(size: int, keys: int = KEYS) -> Stream:
+    """The same where the rule is no prefix: each key is looked up among those that matched."""
+    title = f"publish {title_of(size)}, topic pattern, {keys:,} keys"
+    return replace(topical(size, keys), title=title, user=PATTERNED)
+
+
 def copied(size: int) -> Stream:
     """Under a topic rule the routing keys of a CC header count too."""
     unit = wire.publish(1, size, TOPIC, b"k.a", headers={"CC": ["k.b"]})
@@ -87,11 +93,12 @@ def copied(size: int) -> Stream:
 
 
 def judged(size: int) -> Stream:
-    """Each leaves the fast lane: too many keys in turn to be remembered until they return."""
+    """Each leaves the fast lane: the rule is no prefix, and too many keys come in turn to be
+    remembered until they return."""
     many = MAX_REMEMBERED + KEYS
     unit = b"".join(wire.publish(1, size, TOPIC, b"k.new.%d" % n) for n in range(many))
-    title = f"publish {title_of(size)}, topic rule, new keys"
-    return Stream(title, unit, many, user=TOPICAL, share=_SLOW_SHARE)
+    title = f"publish {title_of(size)}, topic pattern, new keys"
+    return Stream(title, unit, many, user=PATTERNED, share=_SLOW_SHARE)
 
 
 def publish(stream: Stream) -> Measure:

@@ -11,6 +11,7 @@ import pytest
 from gatekeeper.model import (
     Access,
     AnyAccess,
+    AuthUser,
     Check,
     Credentials,
     Decision,
@@ -20,6 +21,7 @@ from gatekeeper.model import (
     Secret,
     TopicAccess,
 )
+from gatekeeper.policy import pcre
 from gatekeeper.policy.engine import Engine, EngineCrash, LoginRefused, NonsenseError, Pair
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.explain import explain
@@ -409,6 +411,67 @@ async def test_an_unclear_exchange_type_never_lifts_the_rule(kind: object, later
     exchanges = FakeExchanges(kind, later=later)
     decision = await decide(engine(single(FakeBackend(topic=DENY)), exchanges=exchanges), TOPIC)
     assert not decision.allowed
+
+
+class Patterned(FakeBackend):
+    """patterns: what it answers about the keys of an exchange."""
+
+    def __init__(self, name: str, *patterns: bytes, answer: object = ...) -> None:
+        super().__init__(name)
+        self.answer = tuple(map(pcre.compile, patterns)) if answer is ... else answer
+
+    def topic_patterns(self, *arguments: object) -> object:
+        self.asked.append(arguments)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def patterns_of(*backends: FakeBackend, kind: object = True, later: bool = False) -> object:
+    subject = engine(Pair(FakeBackend("n"), backends), exchanges=FakeExchanges(kind, later=later))
+    found = subject.topic_patterns(identity_of(subject), b"/", b"x")
+    return found and [pattern.source for pattern in found.patterns]
+
+
+def test_topic_patterns_are_those_of_all_backends() -> None:
+    assert patterns_of(Patterned("a", b"^a"), Patterned("b", b"b", b"c")) == [b"^a", b"b", b"c"]
+    assert patterns_of(Patterned("a")) == []
+    backend = Patterned("a")
+    assert patterns_of(backend) == []
+    user = AuthUser(b"bob", state="state")
+    assert backend.asked == [
+        (user, b"/", b"x", WRITE, {"username": b"bob", "vhost": b"/"}),
+    ]
+
+
+def test_where_one_backend_cannot_tell_by_patterns_each_key_is_asked_about() -> None:
+    for other in (
+        FakeBackend("b"),
+        Patterned("b", answer=None),
+        Patterned("b", answer=RuntimeError()),
+        Patterned("b", answer=7),
+    ):
+        assert patterns_of(Patterned("a", b"^a"), other) is None
+    subject = engine(single(Patterned("a", b"^a")))
+    assert subject.topic_patterns(Identity(b"bob"), b"/", b"x") is None
+    assert subject.topic_patterns(Identity(b"bob", grants=(("gone", None),)), b"/", b"x") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "later", "patterns"),
+    [
+        (False, False, []),
+        (False, True, None),
+        (None, False, None),
+        (0, False, None),
+        ("no", False, None),
+        (RuntimeError(), False, None),
+    ],
+)
+def test_topic_patterns_wait_for_no_exchange_type(
+    kind: object, later: bool, patterns: object
+) -> None:
+    assert patterns_of(Patterned("a", b"^a"), kind=kind, later=later) == patterns
 
 
 def test_topic_rule_is_any_backend_and_doubt_is_yes() -> None:

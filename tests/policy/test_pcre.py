@@ -313,6 +313,67 @@ def _reads_braces_as_text(library: pcre._Library) -> bool:
         library.free(code)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "prefix"),
+    [
+        (b".*", b""),
+        (b"^", b""),
+        (b"^.*", b""),
+        (b"^k", b"k"),
+        (rb"^k\.", b"k."),
+        (rb"^k\..*", b"k."),
+        (rb"^a\-b_c d#", b"a-b_c d#"),
+        (rb"^\\\{", b"\\{"),
+        (b"^\xe4\xff", b"\xe4\xff"),
+        (b"^\n", b"\n"),
+        (b"", None),  # the empty subject
+        (b"k", None),  # anywhere
+        (b"k.*", None),
+        (b"^k.", None),
+        (b"^k*", None),
+        (b"^k?", None),
+        (b"^k+", None),
+        (b"^k{2}", None),
+        (b"^k{", None),
+        (b"^k$", None),
+        (b"^k.*$", None),
+        (b"^k.*.*", None),
+        (b"^a|b", None),
+        (b"^(a)", None),
+        (b"^[a]", None),
+        (rb"^\d", None),
+        (rb"^\Qa\E", None),
+        (rb"^\n", None),
+        (b"^k\\", None),
+        (rb"^\.*", None),
+        (b"^a^", None),
+        (b"^a\x00", None),
+        (b"(?m)^k", None),
+        (b"(*UTF)^k", None),
+    ],
+)  # fmt: skip
+def test_literal_prefix(pattern: bytes, prefix: bytes | None) -> None:
+    assert pcre.literal_prefix(pattern) == prefix
+
+
+@given(
+    pattern=st.lists(st.sampled_from([b"^", b"a", b".", rb"\.", b"*", b"-", rb"\-", b" ", b"\n",
+                                      b"\xe4", rb"\\", b"$", b"?", b"{", b"}", b"(", b"#", b"1"]))
+    .map(b"".join).map(b"^".__add__) | st.just(b".*"),
+    rest=st.binary(max_size=4),
+    cut=st.integers(0, 3),
+)  # fmt: skip
+def test_a_literal_prefix_says_all_that_the_pattern_says(
+    pattern: bytes, rest: bytes, cut: int
+) -> None:
+    prefix = pcre.literal_prefix(pattern)
+    if prefix is None:
+        return
+    compiled = pcre.compile(pattern)
+    for subject in (rest, prefix, prefix + rest, prefix[:cut] + rest, rest + prefix):
+        assert compiled.matches(subject) is subject.startswith(prefix)
+
+
 def test_missing_library_names_the_package() -> None:
     with pytest.raises(OperatorError, match="install the package libpcre2-8-0"):
         pcre._load("libpcre2-8-not-there.so.0")

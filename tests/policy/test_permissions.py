@@ -7,12 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatekeeper.model import Permission
+from gatekeeper.policy import pcre
 from gatekeeper.policy.permissions import (
     PermissionSet,
+    TopicPatterns,
     TopicPermissionSet,
     check_resource,
     check_topic,
     expand,
+    topic_pattern,
 )
 
 CONFIGURE, WRITE, READ = Permission.CONFIGURE, Permission.WRITE, Permission.READ
@@ -55,6 +58,41 @@ def test_verdict_names_its_rule(pattern: bytes, allowed: bool, rule: str | None)
 def test_topic_rights(right: Permission, key: bytes, allowed: bool) -> None:
     verdict = check_topic(TopicPermissionSet(write=b"^w", read=b"^r"), right, key, {})
     assert verdict.allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("patterns", "prefix"),
+    [
+        ((), b""),
+        ((b".*",), b""),
+        ((b"^ab",), b"ab"),
+        ((b"^ab", b"^a", b".*"), b"ab"),
+        ((b"^ab", b"^b"), None),
+        ((b"^ab", b"b$"), None),
+        ((b"",), None),
+    ],
+)
+def test_topic_patterns_must_all_match(patterns: tuple[bytes, ...], prefix: bytes | None) -> None:
+    keys = TopicPatterns(tuple(map(pcre.compile, patterns)))
+    assert keys.prefix == prefix
+    for key in (b"", b"a", b"ab", b"abc", b"b", b"bab"):
+        assert keys.allows(key) is all(pcre.compile(each).matches(key) for each in patterns)
+        if prefix is not None:
+            assert keys.allows(key) is key.startswith(prefix)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "source"),
+    [(b"^{username}", rb"^a\.b"), (b"", b""), (b"(", None), (b"^" + b"x" * 1024, None)],
+)
+def test_topic_pattern(pattern: bytes, source: bytes | None) -> None:
+    permissions = TopicPermissionSet(write=pattern, read=b"^r")
+    found = topic_pattern(permissions, WRITE, {"username": b"a.b"})
+    assert (found and found.source) == source
+    read = topic_pattern(permissions, READ, {})
+    assert read is not None
+    assert read.source == b"^r"
+    assert topic_pattern(permissions, CONFIGURE, {}) is None
 
 
 def test_topics_have_no_configure_right() -> None:

@@ -148,12 +148,30 @@ class Broker:
         return b"" if maker is None else call(channel, (name[0], name[1] + 1), *maker(fields))
 
 
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Of a policy that answers at once, those of one exchange."""
+
+    policy: Policy
+    exchange: bytes
+    prefix: bytes | None
+
+    def allows(self, routing_key: bytes) -> bool:
+        return self.exchange not in self.policy.topics or self.policy.allows(
+            self.exchange, routing_key
+        )
+
+
 @dataclass
 class Policy:
-    """Refuses what mentions a name in ``denied``; ``topics``: exchanges with a topic rule."""
+    """Refuses what mentions a name in ``denied``; ``topics``: exchanges with a topic rule.
+
+    prefixes: of some of these, how a routing key must begin. slow: each question takes a turn.
+    """
 
     denied: set[bytes] = field(default_factory=lambda: {b"no"})
     topics: set[bytes] = field(default_factory=set)
+    prefixes: dict[bytes, bytes] = field(default_factory=dict)
     missing: set[bytes] = field(default_factory=set)
     slow: bool = False
     asked: list[Check] = field(default_factory=list)
@@ -188,13 +206,25 @@ class Policy:
                 denied = self.denied - {b"no"} if made_up else self.denied
                 return Decision(not any(bad in name for bad in denied))
             case TopicAccess(_, exchange, key):
-                return Decision(exchange not in self.topics or b"no" not in key)
+                return Decision(exchange not in self.topics or self.allows(exchange, key))
+
+    def allows(self, exchange: bytes, key: bytes) -> bool:
+        """On a topic exchange."""
+        if exchange in self.prefixes:
+            return key.startswith(self.prefixes[exchange])
+        return b"no" not in key
 
     def exchange_exists(self, exchange: bytes, channel: int) -> bool | None:
         return None if self._late((channel, exchange)) else exchange not in self.missing
 
     def topic_rule(self, exchange: bytes) -> bool:
         return exchange in self.topics
+
+    def routing_keys(self, exchange: bytes) -> Keys | None:
+        if self.slow:
+            return None
+        prefix = self.prefixes.get(exchange) if exchange in self.topics else b""
+        return Keys(self, exchange, prefix)
 
     def open_channel(self, channel: int) -> AmqpError | bool | None:
         if self._late((channel, "place")):

@@ -121,8 +121,8 @@ def in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parking, "MAX_LOTS", 0)
 
 
-def play(data: bytes, sizes: list[int]) -> Dialogue:
-    dialogue = Dialogue(Policy(topics={b"t"}))
+def play(data: bytes, sizes: list[int], prefixes: dict[bytes, bytes] | None = None) -> Dialogue:
+    dialogue = Dialogue(Policy(topics={b"t"}, prefixes=prefixes or {}))
     dialogue.send(data, sizes=sizes)
     return dialogue
 
@@ -150,12 +150,13 @@ def test_any_chunking_gives_what_the_readable_code_gives(
     seed: int, scanner: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = script(seed)
+    prefixes = {b"t": b"k"} if seed % 3 == 1 else {b"t": b"k2"} if seed % 3 == 2 else {}
     with monkeypatch.context() as slow:
         everything_slow(slow)
-        truth = play(data, [])
+        truth = play(data, [], prefixes)
     use(monkeypatch, scanner)
-    whole = play(data, [])
-    parts = play(data, chunks(seed, len(data)))
+    whole = play(data, [], prefixes)
+    parts = play(data, chunks(seed, len(data)), prefixes)
     for other in (whole, parts):
         assert bytes(other.broker.received) == bytes(truth.broker.received)
         assert other.by_channel() == truth.by_channel()
@@ -204,6 +205,28 @@ def test_both_forms_agree_on_mutated_frames(seed: int, flips: list[tuple[int, in
         end = scanner.scan_client(lane, data, 0, len(data))
         ends.append((end, lane.stop, channel.expect, channel.remaining))
     assert ends[0] == ends[1]
+
+
+@both
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_approved_prefixes(scanner: ModuleType, data: st.DataObject) -> None:
+    """Names of a few letters, so that they are often alike; some as long as may be."""
+    names = st.text("ab", max_size=3).map(str.encode) | st.sampled_from([b"a" * 255, b"ab" * 127])
+    rules = data.draw(st.dictionaries(names.filter(bool), names, max_size=5))
+    channel = scanner.Channel()
+    taken = {name: rule for name, rule in rules.items() if channel.approve_prefix(name, rule)}
+    assert len(channel.prefixes) == sum(len(name) + len(rule) + 2 for name, rule in taken.items())
+    lane = scanner.Lane(131072, 1 << 29, b"alice")
+    lane.channels[1] = channel
+    for _ in range(5):
+        exchange, key = data.draw(names), data.draw(names)
+        unit = publish(1, exchange, key)
+        done = scanner.scan_client(lane, bytearray(unit), 0, len(unit))
+        assert done in (0, len(unit))
+        assert bool(done) is (exchange in taken and key.startswith(taken[exchange]))
+    channel.forget()
+    assert not channel.prefixes
 
 
 @both

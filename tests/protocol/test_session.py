@@ -7,8 +7,8 @@ import struct
 import pytest
 
 from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.model import Check, Permission, TopicAccess
-from gatekeeper.protocol import wire
+from gatekeeper.model import Access, Check, Kind, Permission, TopicAccess
+from gatekeeper.protocol import frames, wire
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.frames import scan_client
 from gatekeeper.protocol.session import ASKED_AT_ONCE, JUDGED_AT_ONCE
@@ -694,11 +694,83 @@ def test_a_get_that_names_no_queue_is_judged_each_time() -> None:
     assert one.broker.methods[-1][2][1] == b"other"
 
 
-def test_each_new_routing_key_is_one_question() -> None:
+def keys(*names: bytes, exchange: bytes = b"t") -> bytes:
+    return b"".join(publish(1, exchange, name, name) for name in names)
+
+
+def test_each_new_routing_key_is_one_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "routing_keys", lambda *_: None)
     one = topical()
     asked(one, publish(1, b"t", b"k0"))
     found = asked(one, b"".join(publish(1, b"t", b"k%d" % n) for n in range(5)))
     assert found == [TopicAccess(Permission.WRITE, b"t", b"k%d" % n) for n in range(1, 5)]
+
+
+@pytest.mark.parametrize("prefixes", [{}, {b"t": b"k"}], ids=["pattern", "prefix"])
+def test_where_the_rule_is_known_no_other_routing_key_is_a_question(
+    prefixes: dict[bytes, bytes],
+) -> None:
+    one = Dialogue(Policy(topics={b"t"}, prefixes=prefixes))
+    one.send(open_channel(1) + keys(b"k"))
+    assert asked(one, keys(b"k1", b"k2", b"k3", b"k1")) == []
+    denied = asked(one, keys(b"k4", b"no", b"k5"))
+    assert (
+        denied
+        == [
+            Access(Permission.WRITE, Kind.EXCHANGE, b"t"),
+            TopicAccess(Permission.WRITE, b"t", b"no"),
+        ][-len(denied) :]
+    )
+    assert one.bodies() == [b"k", b"k1", b"k2", b"k3", b"k1", b"k4"]
+    assert one.closes() == [refusal("write access to topic 'no' in exchange 't'", (60, 40))]
+
+
+def test_a_prefix_counts_for_its_exchange_alone() -> None:
+    one = Dialogue(Policy(topics={b"t", b"tt", b"u"}, prefixes={b"t": b"k", b"u": b""}))
+    one.send(open_channel(1) + keys(b"k") + keys(b"any", exchange=b"u"))
+    one.send(publish(1, b"u", b"") + keys(b"other", exchange=b"u") + keys(b"ok", exchange=b"tt"))
+    assert one.bodies() == [b"k", b"any", b"hello", b"other", b"ok"]
+    for number, (exchange, key) in enumerate([(b"t", b""), (b"t", b"j"), (b"tt", b"kno")], 2):
+        one.send(open_channel(number) + publish(number, b"t", b"k"))
+        one.send(publish(number, exchange, key, b"sly"))
+    assert b"sly" not in one.bodies()
+    assert [close[1] for close in one.closes()] == [403] * 3
+
+
+def test_routes_in_a_header_need_the_prefix_too() -> None:
+    one = Dialogue(Policy(topics={b"t"}, prefixes={b"t": b"k"}))
+    one.send(open_channel(1) + publish(1, b"t", b"k"))
+    assert asked(one, publish(1, b"t", b"k1", properties=with_routes(b"k2", b"k3"))) == []
+    one.send(publish(1, b"t", b"k1", b"sly", properties=with_routes(b"k2", b"j")))
+    assert one.closes() == [refusal("write access to topic 'j' in exchange 't'", (60, 40))]
+    assert one.bodies() == [b"hello"] * 2
+
+
+@pytest.mark.parametrize("prefix", [b"k", b"j"])
+def test_a_prefix_ends_with_the_policy(prefix: bytes) -> None:
+    one = Dialogue(Policy(topics={b"t"}, prefixes={b"t": b""}))
+    one.send(open_channel(1) + keys(b"k", b"k1"))
+    one.policy.prefixes[b"t"] = prefix
+    one.epoch.bump()
+    one.send(keys(b"k2"))
+    assert (b"k2" in one.bodies()) is (prefix == b"k")
+
+
+def test_more_prefixes_than_there_is_room_for() -> None:
+    """What has no room is remembered key by key; nothing is allowed or refused for it."""
+    names = [b"t%d" % n for n in range(300)]
+    one = Dialogue(Policy(topics=set(names), prefixes=dict.fromkeys(names, b"k")))
+    one.send(open_channel(1))
+    for _ in range(2):
+        for name in names:
+            one.send(keys(b"k", b"kk", exchange=name))
+    assert one.bodies() == [b"k", b"kk"] * 600
+    assert asked(one, b"".join(keys(b"k", b"kk", exchange=name) for name in names)) == []
+    channel = one.session.channels[1]
+    assert 0 < len(channel.prefixes) <= frames.MAX_PREFIXES
+    assert channel.keys is not None
+    one.send(keys(b"j", exchange=names[-1]))
+    assert [close[1] for close in one.closes()] == [403]
 
 
 def test_a_denied_route_is_refused_whatever_was_granted_before() -> None:

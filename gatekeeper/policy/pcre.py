@@ -80,17 +80,19 @@ class PatternError(GatekeeperError):
 class Pattern:
     """A compiled pattern. It frees its memory when the last reference goes."""
 
-    __slots__ = ("_code", "_free", "_match", "source")
+    __slots__ = ("_code", "_free", "_match", "_workspace", "source")
 
     def __init__(self, source: bytes, code: int, library: _Library) -> None:
         self.source = source
         self._code = code
-        self._match = library.match
+        self._match = library.match_pattern
+        self._workspace = library.workspace
         self._free = library.free
 
     def matches(self, subject: bytes) -> bool:
         """Is there a match anywhere in ``subject``? A limit reached or an error is a no."""
-        return self._match(self._code, subject)
+        # 0 is a match with more groups than there is room for; every failure is negative.
+        return self._match(self._code, subject, len(subject), 0, 0, *self._workspace) >= 0
 
     def __del__(self) -> None:
         self._free(self._code)
@@ -265,15 +267,15 @@ class _Library:
         _set(dll, "pcre2_set_character_tables_8", self._compile_context, self._tables)
         _set(dll, "pcre2_set_newline_8", self._compile_context, ctypes.c_uint32(_NEWLINE_LF))
         _set(dll, "pcre2_set_bsr_8", self._compile_context, ctypes.c_uint32(_BSR_UNICODE))
-        self._match_context = self._create(dll, "pcre2_match_context_create_8", None)
+        context = self._create(dll, "pcre2_match_context_create_8", None)
         for name, limit in (
             ("pcre2_set_match_limit_8", MATCH_LIMIT),
             ("pcre2_set_depth_limit_8", DEPTH_LIMIT),
             ("pcre2_set_heap_limit_8", HEAP_LIMIT_KIB),
         ):
-            _set(dll, name, self._match_context, ctypes.c_uint32(limit))
+            _set(dll, name, context, ctypes.c_uint32(limit))
         # One pair of offsets: only "does it match" is asked.
-        self._scratch = self._create(dll, "pcre2_match_data_create_8", 1)
+        self.workspace = self._create(dll, "pcre2_match_data_create_8", 1), context
 
     @staticmethod
     def _create(dll: ctypes.CDLL, name: str, pairs: int | None) -> int:
@@ -312,13 +314,6 @@ class _Library:
         if not compiled:
             raise _RefusalError(code.value, offset.value)
         return int(compiled)
-
-    def match(self, compiled: int, subject: bytes) -> bool:
-        # 0 is a match with more groups than there is room for; every failure is negative.
-        rc = self.match_pattern(
-            compiled, subject, len(subject), 0, 0, self._scratch, self._match_context
-        )
-        return int(rc) >= 0
 
     def _explain(self, code: int) -> str:
         if code in _PCRE1_TEXTS:

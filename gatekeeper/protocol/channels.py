@@ -26,7 +26,6 @@ from gatekeeper.protocol.checks import REPEATABLE, ChannelView, Effect, QueueDec
 from gatekeeper.protocol.frames import Channel
 from gatekeeper.protocol.layouts import Fields
 from gatekeeper.protocol.ports import RoutingKeys
-from gatekeeper.protocol.wire import shortstr
 
 MAX_REMEMBERED = 32_768
 """Permissions that one connection remembers on all its channels; when full all are forgotten."""
@@ -209,7 +208,7 @@ class ChannelState(Channel):
         begins = prefix is not None and key.startswith(prefix)
         if prefix is not None and begins and self.approve_prefix(exchange, prefix):
             return True
-        return self.approve_key(shortstr(exchange) + shortstr(key))
+        return self.approve_key(b"%c%b%c%b" % (len(exchange), exchange, len(key), key))
 
     def approve(self, payload: bytes, ids: tuple[int, int], effect: Effect | None) -> bool:
         """Remember that a method was granted, forwarded as it came, if the same octets will mean

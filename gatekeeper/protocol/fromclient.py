@@ -105,7 +105,8 @@ class ClientFrames:
         """
         session = self._s
         channel, policy = session.channels[number], session.policy
-        known = channel.topical is not None and exchange in channel.topical
+        topical = channel.topical
+        known = topical is not None and exchange in topical
         if not known:
             if not self._allowed(
                 number, channel, Access(Permission.WRITE, Kind.EXCHANGE, exchange)
@@ -117,7 +118,7 @@ class ClientFrames:
                 return True
         if channel.changing is not None and exchange in channel.changing:
             return False  # see _settled
-        keys = channel.topical[exchange] if known and channel.topical is not None else None
+        keys = topical[exchange] if topical is not None and known else None
         if keys is None:
             decision = policy.check(TopicAccess(Permission.WRITE, exchange, key), number)
             if decision is None or not decision.allowed:

@@ -168,9 +168,9 @@ def cost(read: Callable[[bytes], object], data: bytes) -> float:
 def test_time_is_linear(name: str, read: Callable[[bytes], object]) -> None:
     whole = cost(read, WORST[name])
     # Quadratic would be 64 times an eighth.
-    assert whole < 24 * max(cost(read, EIGHTH[name]), 0.0005)
+    assert whole < 32 * max(cost(read, EIGHTH[name]), 0.0005)
     if sys.gettrace() is None:
-        assert whole < 0.15
+        assert whole < 0.5
 
 
 def test_agrees_with_pamqp_on_valid_tables() -> None:

@@ -86,6 +86,11 @@ class Parking:
             channel.expect &= ~PARKED
         return lot
 
+    def discard(self, number: int) -> None:
+        """The channel will not be heard any more, whether or not it waits."""
+        if number in self.lots:
+            self.take(number)
+
     def put(self, number: int, lot: bytearray) -> None:
         """The channel has to wait, from now on or still, with ``lot``."""
         self.lots[number] = lot

@@ -14,8 +14,9 @@ its next turn, so that no client can keep the others from theirs. Judging again 
 because nothing is remembered or sent before a frame's last question is answered.
 
 An error that ends the connection counts when all that came before it is decided (in RabbitMQ the
-reader lets its channels finish), and nothing after it is looked at. Where the frame at fault is
-parked itself, it is found when it is judged: what came after it on other channels is done.
+reader lets its channels finish, ``rabbit_reader:terminate_channels``), and nothing after it is
+looked at. Where the frame at fault is parked itself, it is found when it is judged: what came after
+it on other channels is done. The first of several is told.
 
 # INVARIANT: a frame is forwarded only after every check that it needs was allowed under the
 # present epoch; whatever is not forwarded is answered, dropped or parked, which is bounded.
@@ -114,7 +115,7 @@ class Session:
         self._turn = 0
         self._mark = 0
         self._waiting: set[int] = set()
-        self._failed: list[tuple[int, AmqpError]] = []
+        self._failed: list[AmqpError] = []  # of the connection, which ends when nothing is parked
         self.parked = Parking(self.channels)
         self.consumers = Consumers(self)
         self.renewals = Renewals(self, relays=relay_secret)
@@ -145,11 +146,11 @@ class Session:
     def client_data(self, buf: bytearray, pos: int, end: int) -> int:
         """Deal with ``buf[pos:end]`` from the client; answer the offset up to which it is done."""
         self.client_stalled = self.client_tired = False
-        if not self.among(State.RUNNING):
+        if not self.among(State.RUNNING) and not (self.parked.lots and self.among(State.FAILING)):
             return self._client.after(buf, pos, end)
         if self.epoch.value != self._seen:
             self.forget()
-        if self.parked.lots:
+        if self.parked.lots or self._failed:
             self._turn = JUDGED_AT_ONCE
             self._unpark()
             if self.client_stalled or self._failed or not self.among(State.RUNNING):
@@ -165,13 +166,13 @@ class Session:
             lot = self.parked.take(number)
             failed = len(self._failed)
             done = self._walk(lot, 0, len(lot), parked=True)
+            if not self.among(State.RUNNING, State.FAILING):
+                return
             if done < len(lot) and len(self._failed) == failed:
                 self.parked.put(number, lot[done:] if done else lot)
-            if self.client_tired or not self.among(State.RUNNING):
+            if self.client_tired:
                 return
-        if self._failed and not self.parked:
-            first, self._failed = self._failed[0], []
-            self.fail(*first)
+        self._conclude()
 
     def _walk(self, buf: bytearray, pos: int, end: int, *, parked: bool = False) -> int:
         """Judge frames up to one that must wait. parked: they are a lot, whole frames."""
@@ -211,6 +212,8 @@ class Session:
                 return pos
             run = pos = past
             ended = len(self._failed) > failed
+            if parked and not ended and self.among(State.FAILING):
+                continue  # it was sent before
             if ended or not self.among(State.RUNNING):
                 self.client_stalled = not parked and (
                     ended or self.among(State.DRAINING, State.FAILING)
@@ -406,7 +409,7 @@ class Session:
         self.to_broker.append(close_method(number, 20, 200, b"", 0, 0))
         self._client.refusing(number, error)
         if not error.closes_channel:
-            self.error = error
+            self.error = self.error or error
             self.state = State.FAILING
 
     def refusal_is_due(self, number: int, channel: ChannelState) -> None:
@@ -417,12 +420,18 @@ class Session:
             self._broker.tell_refusal(number, channel)
         elif self.state is State.FAILING:
             self.drop(number)  # its number means nothing any more
-            self._drain(channel.error)
+            self.parked.discard(number)
+            self._failed.append(channel.error)
+            self._conclude()
 
     def refusal_is_void(self, channel: ChannelState) -> None:
         """The broker has closed the channel for an earlier operation: that is the answer."""
-        if self.state is State.FAILING and channel.error is self.error:
-            self.error = None
+        if self.state is not State.FAILING or channel.error is None or channel.error.closes_channel:
+            return
+        refusing = (c for c in self.channels.values() if c.mode == Mode.REFUSING)
+        errors = (c.error for c in refusing if c.error is not None and c is not channel)
+        self.error = next((error for error in errors if not error.closes_channel), None)
+        if self.error is None:
             self.state = State.RUNNING
 
     def fail(self, number: int, error: AmqpError) -> None:
@@ -430,11 +439,15 @@ class Session:
 
         Not before what other channels have sent earlier is decided.
         """
-        if self.parked or self._failed:
-            self._failed.append((number, error))
-            return
-        self.policy.refused(number, error)
-        self._drain(error)
+        if not self._failed:
+            self.policy.refused(number, error)
+        self._failed.append(error)
+        self._conclude()
+
+    def _conclude(self) -> None:
+        if self._failed and not self.parked:
+            first, self._failed = self._failed[0], []
+            self._drain(first)
 
     def _drain(self, error: AmqpError) -> None:
         self.error = error
@@ -458,7 +471,8 @@ class Session:
         A broker that is told to close the connection answers a channel's close no more.
         """
         for number, channel in self.channels.items():
-            if channel.mode == Mode.REFUSING and channel.error is not self.error:
+            error = channel.error
+            if channel.mode == Mode.REFUSING and error is not None and error.closes_channel:
                 self._broker.tell_refusal(number, channel)
 
     def close(self, error: AmqpError) -> None:

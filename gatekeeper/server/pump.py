@@ -251,13 +251,15 @@ class Pump:
     def _moved(self, state: State) -> None:
         """The session's state has changed: start the timer, or the end, that belongs to it."""
         self._state = state
+        session = self.session
+        if self._client.lost:
+            if not self._outlasts_the_client():
+                self._finish()  # it had left before (``_client_lost``): nobody is to be told
+            return
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        session = self.session
-        if self._client.lost:
-            self._finish()  # it had left before (``_client_lost``): nobody is to be told
-        elif state in (State.DRAINING, State.FAILING):
+        if state in (State.DRAINING, State.FAILING):
             self._timer = self._loop.call_later(DRAIN_TIMEOUT, self._drained)
         elif state is State.RUNNING:
             # The client's error was void. If nothing of its bytes was left, none is fed again.
@@ -302,11 +304,16 @@ class Pump:
     def _client_lost(self, _error: Exception | None) -> None:
         """What still waits for an answer is done all the same, if one comes soon: there are clients
         that publish and leave. (RabbitMQ's channels finish what they are at.)"""
-        session = self.session
-        if self._ended is not None and session.parked.lots and session.state is State.RUNNING:
+        if self._ended is not None and self._outlasts_the_client():
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = self._loop.call_later(GONE_TIMEOUT, self._finish)
             return
         self._finish()
+
+    def _outlasts_the_client(self) -> bool:
+        waits = bool(self.session.parked.lots)
+        return waits and self.session.among(State.RUNNING, State.FAILING)
 
     def _without_client(self) -> None:
         self.session.client_data(bytearray(), 0, 0)

@@ -250,6 +250,129 @@ def test_the_first_of_two_errors_is_told() -> None:
     assert [bench.at_broker(n) for n in (1, 2, 3)] == [declare(n, b"q") for n in (1, 2, 3)]
 
 
+def crash(channel: int) -> bytes:
+    """A publish that ends the connection, by what in RabbitMQ is the channel's process: 540."""
+    return publish(channel, bits=2)
+
+
+def test_an_operation_that_ends_the_connection_leaves_what_was_sent_before() -> None:
+    """RabbitMQ's reader has its channels work off what it has read before it tells the client."""
+    bench = Bench(1, 2, 3)
+    mine = declare(1, b"q") + publish(1, parts=3) + qos(1)
+    bench.client(mine + crash(2) + qos(3))
+    assert bench.session.state is State.FAILING
+    assert bench.dialogue.closes() == []
+    bench.client(qos(1))  # behind the error: it stays in the stream
+    bench.let_go(1)
+    assert bench.at_broker(1) == mine
+    assert bench.at_broker(3) == b""
+    assert [c[:2] for c in bench.dialogue.closes()] == [(0, 540)]
+    assert not bench.session.parked
+
+
+def test_such_an_error_on_a_channel_that_waited_itself() -> None:
+    bench = Bench(1, 2)
+    bench.policy.held = {1, 2}
+    bench.client(declare(1, b"q") + declare(2, b"q") + crash(2) + qos(2) + close(2) + qos(1))
+    bench.let_go(2)
+    assert bench.at_broker(2) == declare(2, b"q") + close(2)  # the gate's own
+    assert bench.dialogue.closes() == []
+    bench.let_go(1)
+    assert bench.at_broker(1) == declare(1, b"q") + qos(1)
+    assert [c[:2] for c in bench.dialogue.closes()] == [(0, 540)]
+    assert not bench.session.parked
+
+
+def test_what_waits_behind_such_an_error_may_be_refused() -> None:
+    bench = Bench(1, 2, 3)
+    bench.policy.held = {1, 3}
+    bench.client(declare(1, b"no") + declare(3, b"q") + crash(2))
+    bench.let_go(1)
+    assert [c[:2] for c in bench.dialogue.closes()] == [(1, 403)]
+    bench.let_go(3)
+    assert [c[:2] for c in bench.dialogue.closes()] == [(1, 403), (0, 540)]
+
+
+def answered_later(bench: Bench) -> bytes:
+    """What goes to the broker, which does not answer yet."""
+    session = bench.session
+    bench.tail = bench.tail[session.client_data(bytearray(bench.tail), 0, len(bench.tail)) :]
+    out = b"".join(session.to_broker)
+    session.to_broker.clear()
+    return out
+
+
+CLOSED = call(2, (20, 40), 404, b"NOT_FOUND", 50, 10)
+
+
+def test_a_void_error_does_not_make_the_gate_forget_another() -> None:
+    """Of two channels that end the connection one is closed by the broker before."""
+    bench = Bench(1, 2, 3)
+    bench.policy.held = {1, 2, 3}
+    bench.client(b"".join(declare(n, b"q") for n in (1, 2, 3)) + crash(1) + crash(2))
+    bench.policy.held = {3}
+    sent = answered_later(bench)
+    bench.dialogue.reply(CLOSED)
+    assert bench.session.state is State.FAILING
+    assert bench.session.error is not None
+    bench.dialogue.reply(bench.dialogue.broker.answer(sent))
+    bench.let_go(3)
+    assert [c[:2] for c in bench.dialogue.closes()] == [(2, 404), (0, 540)]
+    assert bench.at_broker(3) == declare(3, b"q")
+
+
+def test_all_errors_that_would_end_the_connection_are_void() -> None:
+    bench = Bench(1, 2, 3)
+    bench.policy.held = {1, 2}
+    bench.client(declare(1, b"q") + declare(2, b"q") + crash(1) + crash(2) + qos(1))
+    bench.policy.held = set()
+    answered_later(bench)
+    bench.dialogue.reply(CLOSED + CLOSED.replace(b"\0\x02", b"\0\x01", 1))
+    assert bench.session.state is State.RUNNING
+    assert bench.session.error is None
+    bench.client(qos(1) + qos(3) + call(1, (20, 41)) + open_channel(1))
+    assert bench.at_broker(3) == qos(3)
+    assert bench.at_broker(1) == call(1, (20, 41)) + open_channel(1)
+
+
+def test_a_void_error_does_not_let_a_broken_connection_go_on() -> None:
+    """A lot has ended in an error of the reader's; then the last one ends in an operation's that
+    the broker makes void."""
+    bench = Bench(1, 2, 3)
+    bench.policy.held = {1, 2}
+    bench.client(declare(1, b"q") + open_channel(1) + declare(2, b"q") + crash(2))
+    bench.let_go(1)
+    assert bench.dialogue.closes() == []
+    bench.policy.held = set()
+    sent = answered_later(bench)
+    bench.dialogue.reply(CLOSED)
+    bench.client(call(2, (20, 41)) + qos(3))
+    bench.dialogue.reply(bench.dialogue.broker.answer(sent))
+    bench.client(qos(3))
+    assert bench.at_broker(3) == b""
+    assert [c[:2] for c in bench.dialogue.closes()] == [(2, 404), (0, 504)]
+    assert [error.code for _, error in bench.policy.log] == [504, 540]
+
+
+def test_a_body_frame_longer_than_all_that_may_wait() -> None:
+    bench = Bench()
+    bench.session.lane.frame_max = 1 << 20
+    big = publish(1, body=bytes(parking.MAX_OCTETS + 1))
+    bench.client(declare(1, b"q") + big + publish(1, body=b"") + qos(2))
+    assert bench.session.client_stalled
+    assert bench.at_broker(2) == b""
+    bench.let_go(1)
+    assert bench.at_broker(1) == declare(1, b"q") + big + publish(1, body=b"")
+    assert bench.at_broker(2) == qos(2)
+
+
+def test_heartbeats_pass_what_waits() -> None:
+    beat = wire.frame(8, 0, b"")
+    bench = Bench()
+    bench.client(declare(1, b"q") + beat + qos(1) + beat)
+    assert bench.at_broker(0) == beat * 2
+
+
 def test_what_waits_is_bounded() -> None:
     """Then the connection waits as a whole, and loses nothing."""
     bench = Bench()

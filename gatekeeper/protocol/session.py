@@ -31,7 +31,7 @@ from gatekeeper.protocol.channels import MAX_REMEMBERED, PARKED, ChannelState, M
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.consumers import Cause, Consumers
 from gatekeeper.protocol.erlang import frame_octets
-from gatekeeper.protocol.frames import ASK, BODY, NEED_MORE, Lane, scan_broker, scan_client
+from gatekeeper.protocol.frames import ASK, BODY, HEADER, NEED_MORE, Lane, scan_broker, scan_client
 from gatekeeper.protocol.frombroker import BrokerFrames
 from gatekeeper.protocol.fromclient import ClientFrames
 from gatekeeper.protocol.layouts import Abort
@@ -191,8 +191,10 @@ class Session:
                 self._turn -= ASKED
                 asked = asked + 1 if pos == at else 1
                 at = pos
-                if asked <= ASKED_AT_ONCE and self._granted((buf[pos + 1] << 8) | buf[pos + 2]):
+                number = (buf[pos + 1] << 8) | buf[pos + 2]
+                if asked <= ASKED_AT_ONCE and self._granted(number):
                     continue
+                self._waiting.add(number)  # the answer may come before the header is judged
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
             past = pos + size + 8
             outcome = self._outcome(buf, pos, past, end, parked=parked)
@@ -244,9 +246,14 @@ class Session:
         """Answers are for the frame that has waited for them."""
         if outcome is WAIT:
             self._waiting.add(asker)
-        elif asker in self._waiting:
+        elif asker in self._waiting and not self._amid_publish(asker):
             self._waiting.discard(asker)
             self.policy.settled(asker)
+
+    def _amid_publish(self, asker: int) -> bool:
+        """Is its method taken, but not the header, which the scanner may have asked for?"""
+        channel = self.channels.get(asker)
+        return channel is not None and channel.expect & ~PARKED == HEADER
 
     def _granted(self, number: int) -> bool:
         """Is what the scanner asks granted? Then it is approved: scan again from the same place."""

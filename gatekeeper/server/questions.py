@@ -7,6 +7,10 @@ from typing import TypeVar, cast
 
 from gatekeeper.server.tasks import Owner
 
+MAX_ASKED = 64
+"""Questions under way, with those that nobody wants any more: a client whose channels end while
+they wait, and that opens them again, could leave any number of them behind."""
+
 _T = TypeVar("_T")
 
 
@@ -39,6 +43,8 @@ class Questions:
         kept = self._answers.get(asker, {}).get(key)
         if kept is not None and kept[0] == era:
             return cast("_T", kept[1])
+        if len(self._asked) >= MAX_ASKED:
+            return None  # ``resume`` comes with the first that is answered
         answer = ask()
         if not isinstance(answer, Awaitable):
             return answer

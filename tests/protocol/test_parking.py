@@ -177,6 +177,23 @@ def test_a_change_of_policy_while_a_channel_waits() -> None:
     assert bench.dialogue.bodies() == []
 
 
+def test_an_answer_that_comes_between_method_and_header_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The scanner has asked, the turn ends, the answer is there before anybody had to wait for it:
+    with the header it has served, and is not kept for what is asked in an hour."""
+    bench = Bench()
+    monkeypatch.setattr(session_module, "JUDGED_AT_ONCE", JUDGED)
+    message = publish(1, b"ok", b"k", b"x")
+    bench.client(message)
+    assert bench.session.client_tired
+    assert not bench.session.parked
+    assert bench.policy.settlements == 0
+    bench.let_go(1)
+    assert bench.at_broker(1) == message
+    assert bench.policy.settlements == 1
+
+
 # --- what waits as a whole ---
 
 

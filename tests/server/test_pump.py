@@ -253,6 +253,31 @@ async def test_what_a_client_sent_before_it_left_is_done(tmp_path: Path, fake: F
         assert [method.body for _, method in session.methods if method.body] == [b"last", b"words"]
 
 
+async def test_what_a_client_sent_before_its_error_is_done_though_it_has_left(
+    tmp_path: Path, fake: FakeBroker
+) -> None:
+    """Two channels wait; the one whose answer comes first ends the connection."""
+    async with gate(tmp_path, fake.port) as local:
+        client = await local.login(channel=True)
+        await client.open_channel(2)
+        session = await fake.client()
+        slow = Slow(local, pause=0.2, stuck=b"amq.fanout")
+        slow.open.clear()
+        client.publish(1, b"amq.fanout", b"k", b"last words")
+        client.publish(2, b"amq.direct", b"k")
+        immediate = method_frame(2, "basic.publish", routing_key="k", immediate=True)
+        client.write(immediate + frame(HEADER, 2, encode_header(0, {})))
+        await local.until(lambda: slow.asked == 2, "asked")
+        client.writer.close()
+        await local.until(lambda: "channel.close" in session.names, "refused")
+        slow.open.set()
+        async with asyncio.timeout(3):
+            await local.until(lambda: len(local.registry) == 0, "ended")
+            await session.ended.wait()
+        on_1 = [method.body for n, method in session.methods if n == 1 and method.body]
+        assert on_1 == [b"last words"]
+
+
 @pytest.mark.parametrize("end", ["time", "broker"])
 async def test_nobody_waits_for_ever_for_a_client_that_left(
     tmp_path: Path, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch, end: str

@@ -21,14 +21,19 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from gatekeeper.errors import AmqpError
-from gatekeeper.model import Check
+from gatekeeper.model import Access, AnyAccess
 from gatekeeper.protocol.checks import REPEATABLE, ChannelView, Effect, QueueDeclared, Step
 from gatekeeper.protocol.frames import Channel
 from gatekeeper.protocol.layouts import Fields
 from gatekeeper.protocol.ports import RoutingKeys
 
 MAX_REMEMBERED = 32_768
-"""Permissions that one connection remembers on all its channels; when full all are forgotten."""
+"""The weight of the permissions that one connection remembers on all its channels, 1 and 1 more for
+every 64 octets of each; when full all are forgotten. At most 4 MiB, and 1.5 KiB for each channel
+that remembers any."""
+
+AN_OBJECT = 224
+"""Octets of a permission that is remembered as an object, besides its name's."""
 
 PARKED = 4
 """A bit of ``expect``: the channel waits for an answer (``parking.py``)."""
@@ -36,11 +41,11 @@ PARKED = 4
 MAX_METHOD = 512
 """Octets of a method that is worth remembering."""
 
-MAX_CANCELS = 1000
-"""Of a client's on one channel that may wait for the broker's answers: a client that does not read
-holds those up."""
+MAX_UNANSWERED = 1000
+"""What one client may have sent of what the gate must know the broker's answer to: declares,
+deletes of exchanges, cancels. A client that does not read holds those answers up."""
 
-_NOTHING: frozenset[Check] = frozenset()
+_NOTHING: frozenset[Access | AnyAccess] = frozenset()
 
 
 class Canceller(enum.Enum):
@@ -105,15 +110,28 @@ class PendingExchange:
     number: int = 0
 
 
+class Tally:
+    """count: what the broker has not answered, on all channels of a connection."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 T = TypeVar("T")
 
 
 class Fifo(Generic[T]):
-    """A queue that costs next to nothing while it is empty, as most are on an idle channel."""
+    """A queue that costs next to nothing while it is empty, as most are on an idle channel.
 
-    __slots__ = ("_items",)
+    tally: counts what is in it, with others.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_items", "_tally")
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self._items: deque[T] | None = None
 
     def __bool__(self) -> bool:
@@ -123,6 +141,7 @@ class Fifo(Generic[T]):
         if self._items is None:
             self._items = deque()
         self._items.append(item)
+        self._tally.count += 1
 
     def first(self) -> T:
         """Raises IndexError where it is empty."""
@@ -134,9 +153,15 @@ class Fifo(Generic[T]):
         item = self.first()
         if self._items is not None:
             self._items.popleft()
+            self._tally.count -= 1
             if not self._items:
                 self._items = None
         return item
+
+    def clear(self) -> None:
+        if self._items is not None:
+            self._tally.count -= len(self._items)
+            self._items = None
 
 
 class ChannelState(Channel):
@@ -147,9 +172,9 @@ class ChannelState(Channel):
     """
 
     __slots__ = (
+        "_tally",
         "allowed",
         "cancels",
-        "cancels_due",
         "changing",
         "content",
         "declares",
@@ -163,22 +188,22 @@ class ChannelState(Channel):
         "view",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, tally: Tally) -> None:
         super().__init__()
         self.mode = Mode.UNOPENED
         self.view = ChannelView()
         self.content: Content | None = None
-        self.allowed: set[Check] | frozenset[Check] = _NOTHING
+        self.allowed: set[Access | AnyAccess] | frozenset[Access | AnyAccess] = _NOTHING
         self.named_before: dict[bytes, QueueDeclared] | None = None
         self.topical: dict[bytes, RoutingKeys | None] | None = None
-        self.declares: Fifo[PendingDeclare] = Fifo()
+        self.declares: Fifo[PendingDeclare] = Fifo(tally)
         self.last_declare: PendingDeclare | None = None
-        self.exchange_declares: Fifo[PendingExchange] = Fifo()
-        self.exchange_deletes: Fifo[PendingExchange] = Fifo()
+        self.exchange_declares: Fifo[PendingExchange] = Fifo(tally)
+        self.exchange_deletes: Fifo[PendingExchange] = Fifo(tally)
         self.changing: dict[bytes, int] | None = None
         self.deferred: list[bytes] | None = None
-        self.cancels: dict[bytes, list[Canceller]] | None = None
-        self.cancels_due = 0
+        self.cancels: dict[bytes, Fifo[Canceller]] | None = None
+        self._tally = tally
         self.error: AmqpError | None = None
 
     @property
@@ -192,14 +217,14 @@ class ChannelState(Channel):
         self.named_before = None
         self.topical = None
 
-    def allow(self, check: Check) -> bool:
-        """Remember that it was granted; False if that was known."""
+    def allow(self, check: Access | AnyAccess) -> int:
+        """Remember that it was granted: the octets of it; 0 if that was known."""
         if check in self.allowed:
-            return False
+            return 0
         if not isinstance(self.allowed, set):
             self.allowed = set()
         self.allowed.add(check)
-        return True
+        return AN_OBJECT + len(check.name)
 
     def approve_route(self, exchange: bytes, key: bytes, keys: RoutingKeys | None) -> bool:
         """Remember that ``key`` was granted, and with it what else ``keys`` says; False if that was
@@ -210,35 +235,35 @@ class ChannelState(Channel):
             return True
         return self.approve_key(b"%c%b%c%b" % (len(exchange), exchange, len(key), key))
 
-    def approve(self, payload: bytes, ids: tuple[int, int], effect: Effect | None) -> bool:
+    def approve(self, payload: bytes, ids: tuple[int, int], effect: Effect | None) -> int:
         """Remember that a method was granted, forwarded as it came, if the same octets will mean
-        the same next time; False if not, or if that was known."""
+        the same next time: the octets that this takes; 0 if not, or if that was known."""
         if len(payload) > MAX_METHOD:
-            return False
+            return 0
         if effect is None:
-            return ids in REPEATABLE and self.approve_method(payload)
+            return len(payload) if ids in REPEATABLE and self.approve_method(payload) else 0
         if not isinstance(effect, QueueDeclared) or effect.generated:
-            return False
+            return 0
         if self.named_before is None:
             self.named_before = {}
         known = payload in self.named_before
         self.named_before[payload] = effect
-        return not known
+        return 0 if known else AN_OBJECT + len(payload) + len(effect.name)
 
     def cancelling(self, tag: bytes, by: Canceller) -> None:
         """The broker was sent a basic.cancel, and will answer."""
         if self.cancels is None:
             self.cancels = {}
-        self.cancels.setdefault(tag, []).append(by)
-        self.cancels_due += 1
+        if tag not in self.cancels:
+            self.cancels[tag] = Fifo(self._tally)
+        self.cancels[tag].append(by)
 
     def cancelled(self, tag: bytes) -> Canceller | None:
         """The broker has answered the oldest cancel of the tag: whose was it? None: there is
         none."""
         if self.cancels is None or tag not in self.cancels:
             return None
-        by = self.cancels[tag].pop(0)
-        self.cancels_due -= 1
+        by = self.cancels[tag].popleft()
         if not self.cancels[tag]:
             del self.cancels[tag]
             self.cancels = self.cancels or None
@@ -253,7 +278,12 @@ class ChannelState(Channel):
             self.changing[pending.name] = self.changing.get(pending.name, 0) + 1
 
     def unanswered(self) -> Iterator[PendingExchange]:
-        """The channel has ended: the changes that the broker never came to, once."""
+        """The channel has ended, no answer is awaited any more: the changes of exchanges that the
+        broker never came to, once."""
+        self.declares.clear()
+        for cancels in (self.cancels or {}).values():
+            cancels.clear()
+        self.cancels = None
         for queue in (self.exchange_declares, self.exchange_deletes):
             while (pending := self.changed(queue)) is not None:
                 if pending.changes:

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from gatekeeper.model import Access, Decision, Kind, Permission
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 JUDGED_AT_ONCE = 64
 """Verdicts and ended consumers before other connections get their turn."""
+FOUND_AT_ONCE = 4096
+"""Consumers that are sorted by their queue before that: a millisecond."""
 ASKED_AT_ONCE = 16
 """Questions of one connection that may be outstanding."""
 
@@ -96,11 +100,13 @@ class Consumers:
     of answers; ``go_on`` in the next turn.
     """
 
-    __slots__ = ("_cause", "_left", "_s", "busy", "holds", "late", "tired")
+    __slots__ = ("_by_queue", "_cause", "_found", "_left", "_s", "busy", "holds", "late", "tired")
 
     def __init__(self, session: Session) -> None:
         self._s = session
         self._cause = Cause.CHANGE
+        self._found: Iterator[Held] | None = None
+        self._by_queue: dict[bytes, list[Held]] = {}
         self._left: deque[tuple[bytes, list[Held]]] | None = None
         self.busy = False
         self.holds = False
@@ -115,24 +121,52 @@ class Consumers:
         Direct reply-to needs no right (``basic.consume`` asks for none).
         """
         session = self._s
-        by_queue: dict[bytes, list[Held]] = {}
-        if session.state in _DELIVERING:
-            for number, channel in session.channels.items():
-                for consumed in channel.view.consumers.values():
-                    if consumed.queue != REPLY_TO:
-                        by_queue.setdefault(consumed.queue, []).append((number, channel, consumed))
+        some = session.state in _DELIVERING and any(
+            channel.view.consumers for channel in session.channels.values()
+        )
         self._cause = cause
-        self._left = deque(by_queue.items()) if by_queue else None
-        self.busy = bool(by_queue)
-        self.holds = self.busy and hold
+        self._found = self._all() if some else None
+        self._by_queue = {}
+        self._left = deque() if some else None
+        self.busy = some
+        self.holds = some and hold
         self.tired = False
-        if by_queue:
+        if some:
             session.policy.rights_changed()
+
+    def _all(self) -> Iterator[Held]:
+        """One that begins while the others are looked for may be among them: it does no harm."""
+        for number, channel in tuple(self._s.channels.items()):
+            for consumed in tuple(channel.view.consumers.values()):
+                if consumed.queue != REPLY_TO:
+                    yield number, channel, consumed
+
+    def _sort(self, left: deque[tuple[bytes, list[Held]]]) -> bool:
+        """Find consumers and sort them by their queues, each of which is one question; True if all
+        are."""
+        if self._found is None:
+            return True
+        some = tuple(islice(self._found, FOUND_AT_ONCE))
+        for held in some:
+            queue = held[2].queue
+            if queue not in self._by_queue:
+                self._by_queue[queue] = []
+                left.append((queue, self._by_queue[queue]))
+            self._by_queue[queue].append(held)
+        if len(some) == FOUND_AT_ONCE:
+            return False
+        self._found = None
+        self._by_queue = {}
+        return True
 
     def go_on(self) -> bool:
         """Judge as many as may be judged at once; True if all are done."""
         policy, left = self._s.policy, self._left
-        self.tired = False
+        if left is None:
+            return True
+        self.tired = not self._sort(left)
+        if self.tired:
+            return False
         waiting: list[tuple[bytes, list[Held]]] = []
         judged = 0
         while left and len(waiting) < ASKED_AT_ONCE:
@@ -152,8 +186,7 @@ class Consumers:
             left.popleft()
             if decision is None:
                 waiting.append((queue, consumers))
-        if waiting and left is not None:
-            left.extendleft(reversed(waiting))
+        left.extendleft(reversed(waiting))
         if not left:
             self._left = None
             self.busy = self.holds = False

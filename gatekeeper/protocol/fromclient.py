@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.model import Access, Kind, Permission, TopicAccess
+from gatekeeper.model import Access, AnyAccess, Kind, Permission, TopicAccess
 from gatekeeper.protocol.channels import (
-    MAX_CANCELS,
+    AN_OBJECT,
+    MAX_UNANSWERED,
     Canceller,
     ChannelState,
     Content,
@@ -72,7 +73,8 @@ if TYPE_CHECKING:
     from gatekeeper.protocol.session import Session
 
 OPEN, CLOSE, CLOSE_OK = (20, 10), (20, 40), (20, 41)
-CANCELS = frozenset({(60, 30), (60, 31)})
+AWAITED = frozenset({(40, 10), (40, 20), (50, 10), (60, 30), (60, 31)})
+"""The gate must know what the broker answers to these, or that it has."""
 UPDATE_SECRET_OK = method(0, 10, 71)
 CHECKED_AT_ONCE = 64
 """Checks of one frame before other connections get their turn: a header may name 20,000 routes."""
@@ -114,7 +116,7 @@ class ClientFrames:
                 return False
             if not policy.topic_rule(exchange):
                 if channel.approve_exchange(exchange):
-                    session.remembered()
+                    session.remembered(len(exchange))
                 return True
         if channel.changing is not None and exchange in channel.changing:
             return False  # see _settled
@@ -125,14 +127,16 @@ class ClientFrames:
                 return False
         elif not keys.allows(key):
             return False
+        octets = len(exchange) + len(key) + 2
         if not known:
             # Before what may end in forgetting it.
             keys = policy.routing_keys(exchange)
             if channel.topical is None:
                 channel.topical = {}
             channel.topical[exchange] = keys
+            octets += AN_OBJECT + len(exchange)
         if channel.approve_route(exchange, key, keys):
-            session.remembered()
+            session.remembered(octets)
         return True
 
     def _allowed(self, number: int, channel: ChannelState, check: Access) -> bool:
@@ -141,9 +145,13 @@ class ClientFrames:
         decision = self._s.policy.check(check, number)
         if decision is None or not decision.allowed:
             return False
-        if channel.allow(check):
-            self._s.remembered()
+        self._allow(channel, check)
         return True
+
+    def _allow(self, channel: ChannelState, check: Access | AnyAccess) -> None:
+        octets = channel.allow(check)
+        if octets:
+            self._s.remembered(octets)
 
     def frame(self, kind: int, number: int, payload: bytes) -> Outcome:
         """Judge one well-terminated frame. Raises AmqpError, Abort, Pending."""
@@ -231,7 +239,7 @@ class ClientFrames:
             raise Pending
         if isinstance(answer, AmqpError):
             raise answer
-        channel = ChannelState()
+        channel = ChannelState(session.tally)
         session.channels[number] = channel
         return channel
 
@@ -244,7 +252,7 @@ class ClientFrames:
     def _method(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         if channel.named_before is not None and channel.mode == Mode.OPEN:
             again = channel.named_before.get(payload)
-            if again is not None:
+            if again is not None and self._s.tally.count < MAX_UNANSWERED:
                 self._queue_declared(channel, again)
                 return PASS
         ids = _ids(payload)
@@ -260,7 +268,7 @@ class ClientFrames:
             return PASS
         if ids == OPEN:
             raise AmqpError(ReplyCode.CHANNEL_ERROR, b"second 'channel.open' seen", *ids)
-        if ids in CANCELS and channel.cancels_due >= MAX_CANCELS:
+        if ids in AWAITED and self._s.tally.count >= MAX_UNANSWERED:
             raise Pending
         try:
             judgement = judge(ids, fields, channel.view, self._s.context)
@@ -278,8 +286,9 @@ class ClientFrames:
         if judgement.fields is not None and judgement.ids is not None:
             self._s.to_broker.append(encode(number, judgement.ids, judgement.fields))
             return TAKEN
-        if channel.approve(payload, ids, judgement.effect):
-            self._s.remembered()
+        octets = channel.approve(payload, ids, judgement.effect)
+        if octets:
+            self._s.remembered(octets)
         return PASS
 
     def _method_off_duty(self, number: int, channel: ChannelState, ids: tuple[int, int]) -> Outcome:
@@ -411,12 +420,13 @@ class ClientFrames:
             return denied if isinstance(denied, AmqpError) else AmqpError(ReplyCode.INTERNAL_ERROR)
         _ticket, exchange, key, _bits = content.fields
         if isinstance(exchange, bytes) and isinstance(key, bytes):
+            pair = shortstr(exchange) + shortstr(key)
             if session.policy.topic_rule(exchange):
-                new = channel.approve_key(shortstr(exchange) + shortstr(key))
+                new = channel.approve_key(pair)
             else:
                 new = channel.approve_exchange(exchange)
             if new:
-                session.remembered()
+                session.remembered(len(pair))
         return None
 
     # --- decisions ---
@@ -448,8 +458,8 @@ class ClientFrames:
                     raise Pending
                 if decision.allowed:
                     # A publish's keys are remembered once, with their exchange, for the scanner.
-                    if not isinstance(check, TopicAccess) and channel.allow(check):
-                        self._s.remembered()
+                    if not isinstance(check, TopicAccess):
+                        self._allow(channel, check)
                     steps.popleft()
                     continue
                 if decision.crashed:

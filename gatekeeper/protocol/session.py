@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gatekeeper.errors import AmqpError, ReplyCode
-from gatekeeper.protocol.channels import MAX_REMEMBERED, PARKED, ChannelState, Mode
+from gatekeeper.protocol.channels import MAX_REMEMBERED, PARKED, ChannelState, Mode, Tally
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.consumers import Cause, Consumers
 from gatekeeper.protocol.erlang import frame_octets
@@ -98,6 +98,7 @@ class Session:
         body_max = MAX_CONTENT if limit is None else min(MAX_CONTENT, limit)
         self.lane = Lane(frame_max or 0x7FFFFFFF, body_max, _user_id(context))
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
+        self.tally = Tally()
         self.swallow_close_ok: set[int] | None = None
         self.state = State.RUNNING
         self.error: AmqpError | None = None
@@ -376,9 +377,9 @@ class Session:
         for channel in self.channels.values():
             channel.forget_all()
 
-    def remembered(self) -> None:
+    def remembered(self, octets: int) -> None:
         """A channel has remembered one more permission: keep all of them within bounds."""
-        self._remembered += 1
+        self._remembered += 1 + octets // 64
         if self._remembered > MAX_REMEMBERED:
             self._forget_approvals()
 

@@ -9,7 +9,7 @@ import pytest
 from gatekeeper.model import Decision
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.checks import Context
-from gatekeeper.protocol.consumers import ASKED_AT_ONCE, JUDGED_AT_ONCE
+from gatekeeper.protocol.consumers import ASKED_AT_ONCE, FOUND_AT_ONCE, JUDGED_AT_ONCE
 from gatekeeper.protocol.states import State
 from tests.protocol.dialogue import Dialogue, Policy, call, frames, open_channel, publish
 
@@ -62,6 +62,34 @@ def delivered(one: Dialogue) -> list[bytes]:
 
 def upstream(one: Dialogue, *names: tuple[int, int]) -> list[tuple[int | bytes, ...]]:
     return [fields for _, name, fields in one.broker.methods if name in names]
+
+
+def test_many_consumers_are_found_in_turns() -> None:
+    """Also while some of them end, and others begin; nothing is passed on meanwhile."""
+    many = 2 * FOUND_AT_ONCE + 10
+    one = dialogue(*(consume(b"q%d" % (n % 50), b"%d" % n, NO_ACK) for n in range(many)))
+    one.send(b"")
+    consumers, policy = one.session.consumers, one.policy
+    policy.asked.clear()
+    policy.denied.update({b"q7", b"q8"})
+    one.epoch.bump()
+    one.session.recheck()
+    assert consumers.tired
+    assert not policy.asked
+    one.send(call(1, CANCEL, b"7", 0) + consume(b"q9", b"new"))
+    policy.asked.clear()
+    turns = 0
+    while consumers.busy:
+        assert consumers.holds
+        assert consumers.tired
+        turns += 1
+        consumers.go_on()
+        one.flush()
+    assert turns >= 3
+    assert len(policy.asked) <= 50 + turns  # each queue once, but where a turn ends amid one
+    lost = {b"%d" % n for n in range(many) if n % 50 in {7, 8}} - {b"7"}
+    assert sorted(policy.cancelled) == sorted(lost)
+    assert not consumers._by_queue
 
 
 def test_it_is_cancelled_on_both_sides() -> None:

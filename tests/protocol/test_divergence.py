@@ -7,6 +7,8 @@ change their type, and what one client may make the gate remember.
 from __future__ import annotations
 
 import struct
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
 
@@ -551,22 +553,135 @@ def test_what_one_connection_remembers_is_bounded(monkeypatch: pytest.MonkeyPatc
     assert channels.MAX_REMEMBERED < 100_000
 
 
+def long_name(n: int, size: int) -> bytes:
+    return b"%d" % n + b"x" * (size - len(b"%d" % n))
+
+
+GRANTS: dict[str, Callable[[int], bytes]] = {
+    "routing keys": lambda n: publish(1, b"t", long_name(n, 60), b""),
+    "long routing keys": lambda n: publish(1, b"t", long_name(n, 255), b""),
+    "exchanges": lambda n: publish(1, long_name(n, 63), b"", b""),
+    "long exchanges": lambda n: publish(1, long_name(n, 255), b"", b""),
+    "queues": lambda n: call(1, DECLARE, 0, long_name(n, 40), 0, b""),
+    "long queues": lambda n: call(
+        1, DECLARE, 0, long_name(n, 255), 0, wire.table([(b"x", ("S", bytes(200)))])
+    ),
+    "gets": lambda n: call(1, (60, 70), 0, long_name(n, 20), 0),
+}
+
+
+@pytest.mark.parametrize("kind", GRANTS)
+def test_the_octets_that_one_connection_remembers_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """On an eighth of the limit: 4 MiB in all, whatever is remembered."""
+    monkeypatch.setattr(session, "MAX_REMEMBERED", channels.MAX_REMEMBERED // 8)
+    one = opened(Policy(denied=set(), topics={b"t"}))
+    policy, running = one.policy, one.session
+    tracemalloc.start()
+    try:
+        before, most, weight = tracemalloc.get_traced_memory()[0], 0, 0
+        for n in range(5000):
+            buf = bytearray(GRANTS[kind](n))
+            assert running.client_data(buf, 0, len(buf)) == len(buf)
+            running.to_broker.clear()
+            policy.asked.clear()
+            most = max(most, tracemalloc.get_traced_memory()[0] - before)
+            if running._remembered < weight:
+                break
+            weight = running._remembered
+    finally:
+        tracemalloc.stop()
+    assert running._remembered < weight, "nothing was ever forgotten"
+    assert most < (4 << 20) // 8
+
+
 @pytest.mark.parametrize("nowait", [0, 1])
 def test_cancels_without_answers_are_bounded(nowait: int) -> None:
     """The broker's answers are not read as long as the client does not read."""
     one = opened()
-    count = channels.MAX_CANCELS + 500
+    count = channels.MAX_UNANSWERED + 500
     tags = [b"%d" % (n // 2) for n in range(count)]
     one.send(b"".join(call(1, (60, 30), tag, nowait) for tag in tags), answer=False)
     for _ in range(count // 60):
         one.send(b"", answer=False)
-    assert len(one.at_broker()) == channels.MAX_CANCELS + 1
+    assert len(one.at_broker()) == channels.MAX_UNANSWERED + 1
     assert 1 in one.session.parked
-    one.reply(b"".join(call(1, (60, 31), tag) for tag in tags[: channels.MAX_CANCELS]))
+    one.reply(b"".join(call(1, (60, 31), tag) for tag in tags[: channels.MAX_UNANSWERED]))
     one.send(b"")
     assert len(one.at_broker()) == count + 1
     assert one.session.channels[1].cancels is None
     assert one.to_client().count((1, (60, 31))) == (0 if nowait else count)
+
+
+def exchange_deleted(n: int, number: int) -> bytes:
+    return call(number, EXCHANGE_DELETE, 0, b"x%d" % n, 0)
+
+
+def exchange_declared(n: int, number: int) -> bytes:
+    return call(number, EXCHANGE_DECLARE, 0, b"x%d" % n, b"topic", 0, b"")
+
+
+AWAITED: dict[str, tuple[Callable[[int, int], bytes], Callable[[int], bytes]]] = {
+    "made-up names": (
+        lambda _n, number: call(number, DECLARE, 0, b"", 0, b""),
+        lambda number: call(number, DECLARE_OK, b"amq.gen-x", 0, 0),
+    ),
+    "names behind one": (
+        lambda n, number: call(number, DECLARE, 0, b"q%d" % n if n > 1 else b"", 0, b""),
+        lambda number: call(number, DECLARE_OK, b"amq.gen-x", 0, 0),
+    ),
+    "the same name": (
+        lambda n, number: call(number, DECLARE, 0, b"q" if n > 1 else b"", 0, b""),
+        lambda number: call(number, DECLARE_OK, b"amq.gen-x", 0, 0),
+    ),
+    "exchanges": (exchange_declared, lambda number: call(number, EXCHANGE_DECLARE_OK)),
+    "deletes": (exchange_deleted, lambda number: call(number, EXCHANGE_DELETE_OK)),
+}
+
+
+@pytest.mark.parametrize("kind", AWAITED)
+def test_what_the_broker_has_not_answered_is_bounded(kind: str) -> None:
+    """On all channels of a connection together."""
+    ask, answer = AWAITED[kind]
+    one = opened()
+    one.send(open_channel(2))
+    count, most = channels.MAX_UNANSWERED + 500, channels.MAX_UNANSWERED
+    one.send(b"".join(ask(n, 1 + n % 2) for n in range(count)), answer=False)
+    for _ in range(count // 20):
+        one.send(b"", answer=False)
+    assert one.session.tally.count == most
+    assert len(one.at_broker()) == most + 2
+    waiting = one.session.parked.numbers()
+    assert waiting
+    assert not one.session.client_tired
+    for number in (1, 2):
+        one.reply(answer(number) * (most // 2))
+    assert one.session.tally.count == 0
+    for _ in range(count // 20):
+        one.send(b"", answer=False)
+    assert len(one.at_broker()) == count + 2
+    assert one.session.tally.count in {
+        0,
+        count - most,
+    }  # named ones behind nothing are only counted
+
+
+@pytest.mark.parametrize("who", ["client", "broker", "gate"])
+def test_what_a_channel_that_has_ended_was_not_answered_counts_no_more(who: str) -> None:
+    one = opened()
+    asked = b"".join(AWAITED[kind][0](1, 1) for kind in AWAITED) + call(1, (60, 30), b"t", 0)
+    one.send(asked, answer=False)
+    assert one.session.tally.count == len(AWAITED) + 1
+    if who == "client":
+        one.send(call(1, CLOSE, 200, b"", 0, 0), answer=False)
+        one.reply(call(1, CLOSE_OK))
+    elif who == "broker":
+        one.reply(broker_close())
+    else:
+        one.send(publish(1, b"forbidden"), answer=False)
+        one.reply(call(1, CLOSE_OK))
+    assert one.session.tally.count == 0
 
 
 def test_a_message_size_of_nothing_is_a_limit() -> None:

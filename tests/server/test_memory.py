@@ -12,6 +12,10 @@ import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
+
+from gatekeeper.protocol.parking import MAX_OCTETS
+from gatekeeper.server.endpoint import BUFFER_SIZE, WRITE_HIGH
 from tests.server.peers import BrokerSession, Client, FakeBroker
 from tests.support.amqp_codec import (
     BODY,
@@ -33,6 +37,12 @@ FRAMES = SIZE // (128 * 1024)
 ALLOWED = 6 * MEGABYTE
 """Write buffers of 512 KiB, the receive buffer, and what the allocator does with them."""
 HALF_OPEN = 2000
+
+
+MANY = 24
+EACH = WRITE_HIGH + BUFFER_SIZE + 256 * 1024
+"""Of a connection one side of which reads nothing: up to the mark and what one read brings, or all
+that may wait apart and the rest of one read; the last for half a frame, and for the allocator."""
 
 
 def peak(process: Process) -> int:
@@ -145,6 +155,61 @@ async def test_neither_side_can_make_it_hold_what_the_other_does_not_read(tmp_pa
             for sock in (near, far):
                 sock.close()
             client.abort()
+
+
+@pytest.mark.parametrize("who", ["client", "broker", "channel"])
+async def test_connections_that_are_stuck_cost_as_much_as_they_may(
+    tmp_path: Path, who: str
+) -> None:
+    """Many at once: a client that reads no deliveries; a broker that reads no publishes; a channel
+    that waits for an answer with more than may wait apart."""
+    assert MAX_OCTETS <= WRITE_HIGH
+    loop = asyncio.get_running_loop()
+    async with FakeBroker(limits=(2047, 131_080, 0)) as fake:
+
+        async def say_little(session: BrokerSession) -> None:
+            await session.expect("channel.open", 1)
+            session.send(1, "channel.open-ok")
+            if who == "channel":
+                await session.expect("queue.declare", 1)
+            await session.never()
+
+        fake.session = say_little
+        async with child(tmp_path, fake) as (process, port):
+            clients = [await Client.connect(port) for _ in range(MANY)]
+            for client in clients:
+                await client.shake("alice", "alice")
+                await client.open_channel()
+            sessions = [session for session in fake.sessions if session.purpose is None]
+            idle: list[Client] | list[BrokerSession] = clients if who == "client" else sessions
+            if who != "channel":
+                for silent in idle:
+                    silent.writer.transport.pause_reading()
+            head = frame(HEADER, 1, encode_header(FRAMES * (len(CHUNK) - 8), {}))
+            if who == "client":
+                head = method_frame(1, "basic.deliver", consumer_tag="t", delivery_tag=1) + head
+            else:
+                head = method_frame(1, "basic.publish", routing_key="q") + head
+            if who == "channel":
+                head = method_frame(1, "basic.consume", queue="") + head
+                head = method_frame(1, "queue.declare", queue="") + head
+            socks = [taken_over(s) for s in (sessions if who == "client" else clients)]
+            before, progress = peak(process), [[0] for _ in socks]
+            pushing = [
+                loop.create_task(push(sock, head, sent))
+                for sock, sent in zip(socks, progress, strict=True)
+            ]
+            for sent in await asyncio.gather(*map(stalled, progress)):
+                assert sent < SIZE / 4
+            each = (peak(process) - before) / MANY
+            for task in pushing:
+                task.cancel()
+            await asyncio.wait(pushing)
+            assert MAX_OCTETS < each < EACH
+            for sock in socks:
+                sock.close()
+            for client in clients:
+                client.abort()
 
 
 async def test_clients_that_do_not_log_in_cost_little(tmp_path: Path, fake: FakeBroker) -> None:

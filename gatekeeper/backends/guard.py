@@ -4,7 +4,8 @@ Strategy: after some failures in a row that are the backend's own (no connection
 not asked any more: whoever asks is refused at once, instead of holding a login or a channel for
 a time limit that is known to be wasted. Now and then one question is let through to see whether
 it is back. An error that belongs to the question (a group that does not exist) does not count:
-one user's must not be everybody's.
+one user's must not be everybody's. Nor do a single user's alone, however many: it may be that what
+is asked about this one takes too long. Nor is such a user the only one to probe.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from gatekeeper.policy.ports import AuthnBackend, AuthzBackend, Failed, LoginAns
 
 FAILURES = 5
 """Failures in a row that open the circuit."""
+ASKERS = 2
+"""Users that the failures must be of."""
 PAUSE_FIRST, PAUSE_MAX = 1.0, 30.0
 """Seconds until the next probe; doubled with each that fails, up to the second."""
 
@@ -37,28 +40,35 @@ class Circuit:
         self._name = name
         self._clock = clock
         self._failures = 0
+        self._askers: set[bytes] = set()  # of the failures; no more than count
         self._pause = PAUSE_FIRST
         self._probe_at = 0.0
+        self._probed: bytes | None = None
         self._log = structlog.get_logger("default")
 
     @property
     def open(self) -> bool:
-        return self._failures >= FAILURES
+        return self._failures >= FAILURES and len(self._askers) >= ASKERS
 
-    def admits(self) -> bool:
-        """May this question be asked? Of those that come while the circuit is open, few."""
+    def admits(self, asker: bytes) -> bool:
+        """May this user's question be asked? Of those that come while the circuit is open, few:
+        who has probed last leaves the next probe to others for as long again."""
         if not self.open:
             return True
-        if self._clock() < self._probe_at:
+        others_first = self._pause if asker == self._probed else 0.0
+        if self._clock() < self._probe_at + others_first:
             return False
         self._probe_at = self._clock() + self._pause  # the next one waits for this one
+        self._probed = asker
         return True
 
-    def failed(self, reason: str, *, probe: bool) -> None:
+    def failed(self, asker: bytes, reason: str, *, probe: bool) -> None:
         """probe: it was asked while the circuit was open."""
         if self.open and not probe:
             return  # asked before it opened, as many may have been: that says nothing new
         self._failures += 1
+        if len(self._askers) < ASKERS:
+            self._askers.add(asker)
         if not self.open:
             return
         if probe:
@@ -76,6 +86,8 @@ class Circuit:
         if self.open:
             self._log.info(f"{self._name} answers again", backend=self._name)
         self._failures = 0
+        self._askers.clear()
+        self._probed = None
         self._pause = PAUSE_FIRST
 
 
@@ -98,13 +110,17 @@ class Guarded:
 
     async def authenticate(self, credentials: Credentials, peer: Peer) -> LoginAnswer:
         return await self._ask(
-            lambda: self._backend.authenticate(credentials, peer), _NO_LOGIN, _login_failure
+            credentials.username,
+            lambda: self._backend.authenticate(credentials, peer),
+            _NO_LOGIN,
+            _login_failure,
         )
 
     async def authorize_login(
         self, username: bytes, credentials: Credentials, peer: Peer
     ) -> LoginAnswer:
         return await self._ask(
+            username,
             lambda: self._backend.authorize_login(username, credentials, peer),
             _NO_LOGIN,
             _login_failure,
@@ -112,13 +128,17 @@ class Guarded:
 
     async def vhost_access(self, user: AuthUser, vhost: bytes, peer: Peer) -> Verdict:
         return await self._ask(
-            lambda: self._backend.vhost_access(user, vhost, peer), _NO_ACCESS, _access_failure
+            user.username,
+            lambda: self._backend.vhost_access(user, vhost, peer),
+            _NO_ACCESS,
+            _access_failure,
         )
 
     async def resource_access(
         self, user: AuthUser, vhost: bytes, kind: Kind, name: bytes, permission: Permission
     ) -> Verdict:
         return await self._ask(
+            user.username,
             lambda: self._backend.resource_access(user, vhost, kind, name, permission),
             _NO_ACCESS,
             _access_failure,
@@ -137,6 +157,7 @@ class Guarded:
         variables: Variables,
     ) -> Verdict:
         return await self._ask(
+            user.username,
             lambda: self._backend.topic_access(
                 user, vhost, exchange, routing_key, permission, variables
             ),
@@ -145,9 +166,13 @@ class Guarded:
         )
 
     async def _ask(
-        self, ask: Callable[[], T | Awaitable[T]], unasked: T, failure: Callable[[T], str | None]
+        self,
+        asker: bytes,
+        ask: Callable[[], T | Awaitable[T]],
+        unasked: T,
+        failure: Callable[[T], str | None],
     ) -> T:
-        if not self.circuit.admits():
+        if not self.circuit.admits(asker):
             return unasked
         probe = self.circuit.open
         pending = ask()
@@ -156,7 +181,7 @@ class Guarded:
         if reason is None:
             self.circuit.answered()
         else:
-            self.circuit.failed(reason, probe=probe)
+            self.circuit.failed(asker, reason, probe=probe)
         return answer
 
 

@@ -85,7 +85,7 @@ class InternalBackend:
         user = self._store.user(name)
         used = {self._store.algorithm} if user is None else {self._store.algorithm, user.algorithm}
         if any(map(passwords.is_slow, used)):
-            return self._authenticate_slowly(name, password, user)
+            return self._authenticate_slowly(name, password, user, peer)
         if user is None:
             passwords.verify(password, None)  # for the time it takes
             return Refused(_invalid_credentials(name))
@@ -94,11 +94,11 @@ class InternalBackend:
         return _accepted(user)
 
     async def _authenticate_slowly(
-        self, name: bytes, password: bytes, user: User | None
+        self, name: bytes, password: bytes, user: User | None, peer: Peer
     ) -> LoginAnswer:
         while True:
             job = functools.partial(self._is_password_of, user, password)
-            if not await self._threads.run(job) or user is None:
+            if not await self._threads.run(job, peer.host, name) or user is None:
                 return Refused(_invalid_credentials(name))
             try:
                 now = self._store.user(name)

@@ -8,11 +8,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from gatekeeper.backends.guard import FAILURES, PAUSE_FIRST, PAUSE_MAX, Guarded
-from gatekeeper.model import AuthUser, Kind, Permission
+from gatekeeper.model import AuthUser, Credentials, Kind, Permission, Secret
 from gatekeeper.policy.ports import Accepted, Failed, Refused, Verdict
 from tests.policy.fakes import ALLOW, BOB, DENY, PEER, FakeBackend
 
 USER = AuthUser(b"bob")
+EVE = Credentials("PLAIN", b"eve", Secret(b"secret"))
 GONE = Failed("connection refused", unavailable=True)
 
 
@@ -26,8 +27,9 @@ class Clock:
 async def broken(backend: FakeBackend, clock: Clock) -> Guarded:
     guarded = Guarded(backend, clock)
     backend.login = GONE
-    for _ in range(FAILURES):
+    for _ in range(FAILURES - 1):
         assert await guarded.authenticate(BOB, PEER) == GONE
+    assert await guarded.authenticate(EVE, PEER) == GONE
     assert guarded.circuit.open
     return guarded
 
@@ -73,13 +75,50 @@ async def test_probes_are_few_and_rarer_with_each_failure() -> None:
     for _ in range(8):
         asked = len(backend.asked)
         clock.now += pause * 0.99
-        await guarded.authenticate(BOB, PEER)
+        for who in (BOB, EVE):
+            await guarded.authenticate(who, PEER)
         assert len(backend.asked) == asked
         clock.now += pause * 0.02
-        for _ in range(3):
-            await guarded.authenticate(BOB, PEER)
+        for who in (BOB, EVE) * 3:
+            await guarded.authenticate(who, PEER)
         assert len(backend.asked) == asked + 1, "one probe"
         pause = min(pause * 2, PAUSE_MAX)
+
+
+async def test_one_user_does_not_lock_the_others_out() -> None:
+    """What is asked about this one takes too long, each time."""
+    backend = FakeBackend(vhost=Verdict(False, error="timeout", unavailable=True))
+    guarded = Guarded(backend)
+    for _ in range(FAILURES * 2):
+        await guarded.vhost_access(USER, b"/", PEER)
+    assert not guarded.circuit.open
+    assert await guarded.authenticate(EVE, PEER) == backend.login
+    for _ in range(FAILURES):
+        await guarded.vhost_access(USER, b"/", PEER)
+    assert not guarded.circuit.open, "an answer to another"
+
+
+async def test_who_has_probed_leaves_the_next_probe_to_others() -> None:
+    backend, clock = FakeBackend(), Clock()
+    guarded = await broken(backend, clock)
+    clock.now = PAUSE_FIRST
+    assert await guarded.authenticate(BOB, PEER) == GONE
+    backend.login = Accepted(b"bob")
+    clock.now += 2 * PAUSE_FIRST + 0.01
+    assert isinstance(await guarded.authenticate(BOB, PEER), Failed)
+    assert guarded.circuit.open
+    assert await guarded.authenticate(EVE, PEER) == backend.login
+    assert not guarded.circuit.open
+
+
+async def test_who_is_alone_probes_all_the_same() -> None:
+    backend, clock = FakeBackend(), Clock()
+    guarded = await broken(backend, clock)
+    clock.now = PAUSE_FIRST
+    assert await guarded.authenticate(BOB, PEER) == GONE
+    backend.login = Accepted(b"bob")
+    clock.now += 4 * PAUSE_FIRST + 0.01
+    assert await guarded.authenticate(BOB, PEER) == backend.login
 
 
 async def test_it_closes_with_the_first_answer() -> None:
@@ -102,11 +141,12 @@ async def test_it_closes_with_the_first_answer() -> None:
 async def test_what_belongs_to_the_question_does_not_count(answer: object) -> None:
     backend = FakeBackend(login=answer, vhost=answer)
     guarded = Guarded(backend)
-    for _ in range(FAILURES * 2):
+    for n in range(FAILURES * 2):
+        who = (BOB, EVE)[n % 2]
         if isinstance(answer, Failed):
-            await guarded.authenticate(BOB, PEER)
+            await guarded.authenticate(who, PEER)
         else:
-            await guarded.vhost_access(USER, b"/", PEER)
+            await guarded.vhost_access(AuthUser(who.username), b"/", PEER)
     assert not guarded.circuit.open
 
 
@@ -114,8 +154,8 @@ async def test_failures_count_only_in_a_row() -> None:
     backend = FakeBackend(login=GONE)
     guarded = Guarded(backend)
     for _ in range(3):
-        for _ in range(FAILURES - 1):
-            await guarded.authenticate(BOB, PEER)
+        for n in range(FAILURES - 1):
+            await guarded.authenticate((BOB, EVE)[n % 2], PEER)
         await guarded.vhost_access(USER, b"/", PEER)
     assert not guarded.circuit.open
 
@@ -131,7 +171,8 @@ async def test_what_was_asked_before_it_opened_does_not_delay_the_probe() -> Non
 
     answered, backend.authenticate = backend.authenticate, lambda _credentials, _peer: late()
     asked = [
-        asyncio.get_running_loop().create_task(guarded.authenticate(BOB, PEER)) for _ in range(100)
+        asyncio.get_running_loop().create_task(guarded.authenticate(who, PEER))
+        for who in (BOB, EVE) * 50
     ]
     await asyncio.sleep(0)
     go.set()
@@ -146,9 +187,9 @@ async def test_what_was_asked_before_it_opened_does_not_delay_the_probe() -> Non
 async def test_an_exception_is_the_engines_business() -> None:
     backend = FakeBackend(login=RuntimeError("mistake"))
     guarded = Guarded(backend)
-    for _ in range(FAILURES):
+    for n in range(FAILURES):
         with pytest.raises(RuntimeError):
-            await guarded.authenticate(BOB, PEER)
+            await guarded.authenticate((BOB, EVE)[n % 2], PEER)
     assert not guarded.circuit.open
 
 

@@ -317,8 +317,8 @@ async def test_a_question_that_the_server_hangs_up_on_locks_nobody_else_out() ->
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     service = Service(port=server.sockets[0].getsockname()[1])
     backend = Guarded(HttpBackend(settings(service)))
-    hostile = Credentials("PLAIN", b"\xff" * 2000, Secret(b"x"))
-    for _ in range(FAILURES):
+    for n in range(FAILURES):
+        hostile = Credentials("PLAIN", b"\xff" * 2000 + b"%d" % n, Secret(b"x"))
         assert isinstance(await backend.authenticate(hostile, PEER), Failed)
     assert await backend.authenticate(BOB, PEER) == Accepted(b"bob")
     await backend.close()

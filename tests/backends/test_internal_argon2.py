@@ -213,7 +213,7 @@ async def test_no_more_at_a_time_than_there_are_threads() -> None:
             running -= 1
         return 1
 
-    jobs = [asyncio.get_running_loop().create_task(threads.run(job)) for _ in range(20)]
+    jobs = [asyncio.get_running_loop().create_task(threads.run(job, "h", b"u")) for _ in range(20)]
     while most < 2:
         await asyncio.sleep(0.001)
     assert threads._executor._work_queue.qsize() == 0  # the others have not been given to it
@@ -230,11 +230,11 @@ async def test_who_gives_up_makes_no_room_until_the_thread_is_free() -> None:
         started.set()
         go_on.wait(10)
 
-    first = asyncio.get_running_loop().create_task(threads.run(job))
+    first = asyncio.get_running_loop().create_task(threads.run(job, "h", b"u"))
     await asyncio.to_thread(started.wait, 10)
     first.cancel()
-    second = asyncio.get_running_loop().create_task(threads.run(lambda: "done"))
-    given_up = asyncio.get_running_loop().create_task(threads.run(lambda: "never"))
+    second = asyncio.get_running_loop().create_task(threads.run(lambda: "done", "h", b"u"))
+    given_up = asyncio.get_running_loop().create_task(threads.run(lambda: "never", "h", b"u"))
     for _ in range(10):
         await asyncio.sleep(0)
     given_up.cancel()
@@ -245,6 +245,52 @@ async def test_who_gives_up_makes_no_room_until_the_thread_is_free() -> None:
     assert first.cancelled()
 
 
+async def test_who_tries_much_keeps_nobody_else_waiting() -> None:
+    """Neither with one name nor with many, from one host; there, each name has its turn."""
+    loop = asyncio.get_running_loop()
+    threads = HashingThreads(1)
+    go_on, order = threading.Event(), []
+
+    def begin(host: str, name: bytes) -> asyncio.Task[None]:
+        return loop.create_task(threads.run(lambda: order.append((host, name)), host, name))
+
+    first = loop.create_task(threads.run(lambda: go_on.wait(10), "bad", b""))
+    many = [begin("bad", b"%d" % n) for n in range(50)]
+    same = [begin("shared", b"bad") for _ in range(50)]
+    await asyncio.sleep(0)
+    good = [begin("good", b"alice"), begin("shared", b"bob")]
+    await asyncio.sleep(0)
+    same[0].cancel()  # a turn that nobody takes is nobody's loss
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*good)
+    assert set(order[:6]) >= {("good", b"alice"), ("shared", b"bob")}
+    await asyncio.gather(first, *many, *same[1:])
+    assert len(order) == 50 + 49 + 2
+    assert threads._free == 1
+    assert not threads._turns._hosts
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_a_turn_that_comes_as_its_owner_gives_up_is_the_next_one_s(given: bool) -> None:
+    threads = HashingThreads(1)
+    loop = asyncio.get_running_loop()
+    await threads._acquire("h", b"u")
+    gone = loop.create_task(threads._acquire("h", b"u"))
+    there = loop.create_task(threads._acquire("h", b"u"))
+    await asyncio.sleep(0)
+    if given:
+        threads._release()
+        gone.cancel()
+    else:
+        gone.cancel()
+        threads._release()
+    await there
+    assert gone.cancelled()
+    threads._release()
+    assert threads._free == 1
+
+
 async def test_what_a_job_raises_comes_through() -> None:
     threads = HashingThreads(1)
 
@@ -253,7 +299,7 @@ async def test_what_a_job_raises_comes_through() -> None:
 
     for _ in range(3):
         with pytest.raises(ValueError, match="broken"):
-            await threads.run(job)
+            await threads.run(job, "h", b"u")
 
 
 async def test_a_change_takes_the_news_along(store: Store) -> None:

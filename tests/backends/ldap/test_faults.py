@@ -134,9 +134,9 @@ async def test_a_question_that_the_directory_hangs_up_on_locks_nobody_else_out(
     hostile = "${ad_user}" * 40 + "\\" + "x" * 6380
     async with backend(slapd.port) as made:
         guarded = Guarded(made)
-        for _ in range(FAILURES):
+        for n in range(FAILURES):
             answer = await guarded.authenticate(
-                Credentials("PLAIN", hostile.encode(), Secret(b"p" * 1000)), PEER
+                Credentials("PLAIN", f"{hostile[:-1]}{n}".encode(), Secret(b"p" * 1000)), PEER
             )
             assert answer == Failed("ldap_connect_error")
         alice = Credentials("PLAIN", b"alice", Secret(password_of("alice").encode()))

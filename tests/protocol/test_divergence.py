@@ -561,6 +561,7 @@ GRANTS: dict[str, Callable[[int], bytes]] = {
     "routing keys": lambda n: publish(1, b"t", long_name(n, 60), b""),
     "long routing keys": lambda n: publish(1, b"t", long_name(n, 255), b""),
     "exchanges": lambda n: publish(1, long_name(n, 63), b"", b""),
+    "exchanges with a topic rule": lambda n: publish(1, long_name(n, 30), b"", b""),
     "long exchanges": lambda n: publish(1, long_name(n, 255), b"", b""),
     "queues": lambda n: call(1, DECLARE, 0, long_name(n, 40), 0, b""),
     "long queues": lambda n: call(
@@ -576,7 +577,7 @@ def test_the_octets_that_one_connection_remembers_are_bounded(
 ) -> None:
     """On an eighth of the limit: 4 MiB in all, whatever is remembered."""
     monkeypatch.setattr(session, "MAX_REMEMBERED", channels.MAX_REMEMBERED // 8)
-    one = opened(Policy(denied=set(), topics={b"t"}))
+    one = opened(Policy(denied=set(), topics={b"t", *(long_name(n, 30) for n in range(5000))}))
     policy, running = one.policy, one.session
     tracemalloc.start()
     try:

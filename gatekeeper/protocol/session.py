@@ -39,8 +39,8 @@ from gatekeeper.protocol.ports import Epoch, SessionPolicy
 from gatekeeper.protocol.renewals import Renewals
 from gatekeeper.protocol.states import (
     BROKER,
-    DONE,
     CONNECTION_CLOSE_OK,
+    DONE,
     MAX_CONTENT,
     OVER,
     PASS,
@@ -222,9 +222,7 @@ class Session:
             first, self._failed = self._failed[0], []
             self.fail(*first)
 
-    def _walk(
-        self, buf: bytearray, run: int, pos: int, end: int, *, parked: bool = False
-    ) -> int:
+    def _walk(self, buf: bytearray, run: int, pos: int, end: int, *, parked: bool = False) -> int:
         """Judge frames up to one that must wait; the scanner has let ``buf[run:pos]`` pass.
 
         parked: they are a lot, whole frames.

@@ -252,7 +252,7 @@ class Endpoint(asyncio.BufferedProtocol):
                 self.held = False
                 self.transport.resume_reading()
 
-    def send(self, chunks: list[bytes | memoryview]) -> None:
+    def send(self, chunks: list[bytes | bytearray | memoryview]) -> None:
         """Write the chunks, in order, and clear the list; they may be views that change later.
 
         On plain TCP with nothing queued they go straight to the socket, uncopied; the transport
@@ -269,7 +269,7 @@ class Endpoint(asyncio.BufferedProtocol):
                 else:
                     sent = os.writev(self._fd, chunks[:IOV_MAX])
             except OSError:
-                pass  # it takes nothing now, or the transport will meet the same error and report it
+                pass  # it takes nothing now, or the transport will meet the error and report it
         size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
         self.sent += size
         if sent < size:

@@ -275,7 +275,7 @@ class Session:
         """What becomes of a frame at which the scanner has stopped. WAIT: with all behind it."""
         self._mark = len(self.to_broker)
         number = (buf[pos + 1] << 8) | buf[pos + 2]
-        if self.parked and not parked:
+        if self.parked.lots and not parked:
             if number in self.parked:
                 self._turn -= KEPT
                 whole = past <= end and past - pos - 8 <= self.lane.frame_max

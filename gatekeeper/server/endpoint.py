@@ -134,12 +134,19 @@ class Endpoint(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.received += nbytes
-        if self._consumer is None:
+        consumer = self._consumer
+        if consumer is None:
             self._collect(nbytes)
             return
         data = self._buffer.data
-        end = len(self._tail) - self._at + nbytes
-        self._feed(data, 0, end)
+        if self._tail:
+            end = len(self._tail) - self._at + nbytes
+            self._feed(data, 0, end)
+        else:  # the same by the shortest way
+            end = nbytes
+            done = consumer(data, 0, end)
+            if done < end:
+                self._tail = data[done:end]
         if end == len(data):
             self._one_more_full()
         else:

@@ -122,7 +122,10 @@ class Pump:
             # The gate's own answers to a client that does not read must not pile up. What comes
             # from the broker is no reason to stop: such a client may be busy publishing.
             client.hold(HOLD_UNREAD)
-        self._flush()
+        if session.to_client or session.state is not self._state:
+            self._flush()
+        elif session.to_broker:
+            self._broker.send(session.to_broker)
         if session.client_stalled:
             client.hold(HOLD_STALLED)
             if session.client_tired:
@@ -141,7 +144,10 @@ class Pump:
         if session.to_broker and not broker.writable:
             # What the gate itself sends, such as late deliveries that it gives back.
             broker.hold(HOLD_UNREAD)
-        self._flush()
+        if session.to_broker or session.state is not self._state:
+            self._flush()
+        elif session.to_client:
+            self._client.send(session.to_client)
         if session.broken is not None:
             self._give_up(session.broken)
             return end

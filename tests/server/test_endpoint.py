@@ -150,7 +150,9 @@ async def test_a_full_inbox_does_not_stop_the_session(make: Make) -> None:
 # --- the shared buffer ---
 
 
-async def test_interleaved_connections_never_see_each_others_bytes(make: Make) -> None:
+async def test_interleaved_connections_never_see_each_others_bytes(
+    make: Make, shared: SharedBuffer
+) -> None:
     choose = random.Random(7)
     loop = asyncio.get_running_loop()
     ends = [await make() for _ in range(6)]

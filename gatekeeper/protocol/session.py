@@ -73,7 +73,7 @@ def _user_id(context: Context) -> bytes | None:
     return None if context.impersonator else context.username
 
 
-def _run(buf: bytearray, pos: int, end: int) -> bytearray | memoryview:
+def _stretch(buf: bytearray, pos: int, end: int) -> bytearray | memoryview:
     """A stretch of the buffer, to be sent. Of a short one a copy costs less than a view."""
     return buf[pos:end] if end - pos < COPIED else memoryview(buf)[pos:end]
 
@@ -88,37 +88,12 @@ class Session:
     """
 
     __slots__ = (
-        "_broker",
-        "_changes",
-        "_client",
-        "_context",
-        "_failed",
-        "_mark",
-        "_remembered",
-        "_seen",
-        "_turn",
-        "_waiting",
-        "abort",
-        "broken",
-        "broker_stalled",
-        "broker_tired",
-        "cancel_notify",
-        "channel_max",
-        "channels",
-        "client_stalled",
-        "client_tired",
-        "consumers",
-        "epoch",
-        "error",
-        "lane",
-        "parked",
-        "policy",
-        "renewals",
-        "state",
-        "swallow_close_ok",
-        "to_broker",
-        "to_client",
-    )
+        "_broker", "_changes", "_client", "_context", "_failed", "_mark", "_remembered",
+        "_seen", "_turn", "_waiting", "abort", "broken", "broker_stalled", "broker_tired",
+        "cancel_notify", "channel_max", "channels", "client_stalled", "client_tired",
+        "consumers", "epoch", "error", "lane", "parked", "policy", "renewals", "state",
+        "swallow_close_ok", "to_broker", "to_client",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -204,7 +179,7 @@ class Session:
             self._turn = JUDGED_AT_ONCE
             return self._walk(buf, pos, done, end)
         if done > pos:
-            self.to_broker.append(_run(buf, pos, done))
+            self.to_broker.append(_stretch(buf, pos, done))
         return done
 
     def _unpark(self) -> None:
@@ -253,7 +228,7 @@ class Session:
                 continue
             # What was queued while judging comes after the run in front of it.
             if pos > run:
-                self.to_broker.insert(self._mark, _run(buf, run, pos))
+                self.to_broker.insert(self._mark, _stretch(buf, run, pos))
             if outcome is WAIT:
                 if not parked or self._client.tired:
                     self.client_stalled = True
@@ -268,7 +243,7 @@ class Session:
                 return min(past, end)
             pos = scan_client(self.lane, buf, run, end)
         if pos > run:
-            self.to_broker.append(_run(buf, run, pos))
+            self.to_broker.append(_stretch(buf, run, pos))
         return pos
 
     def _outcome(self, buf: bytearray, pos: int, past: int, end: int, *, parked: bool) -> Outcome:
@@ -374,7 +349,7 @@ class Session:
                     break
                 continue
             if pos > run:
-                self.to_client.insert(mark, _run(buf, run, pos))
+                self.to_client.insert(mark, _stretch(buf, run, pos))
             if outcome is WAIT:
                 self.broker_stalled = True
                 return pos
@@ -382,7 +357,7 @@ class Session:
             if self.broken or self.state in OVER:
                 return end
         if pos > run:
-            self.to_client.append(_run(buf, run, pos))
+            self.to_client.append(_stretch(buf, run, pos))
         return end if self.state is DONE else pos
 
     # --- what either side, or the outside, may cause ---

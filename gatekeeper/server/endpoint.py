@@ -268,21 +268,21 @@ class Endpoint(asyncio.BufferedProtocol):
         if self.lost or self.transport.is_closing():
             chunks.clear()
             return
+        single = len(chunks) == 1
         sent = 0
         if self._fd >= 0 and not (self._queued and self._waits()):
             try:
-                if len(chunks) == 1:
+                if single:
                     sent = os.write(self._fd, chunks[0])
                 else:
                     sent = os.writev(self._fd, chunks[:IOV_MAX])
             except OSError:
                 pass  # it takes nothing now, or the transport will meet the error and report it
-        size = len(chunks[0]) if len(chunks) == 1 else sum(map(len, chunks))
+        size = len(chunks[0]) if single else sum(map(len, chunks))
         self.sent += size
         if sent < size:
             self._queued = True
-            one = len(chunks) == 1
-            self.transport.write(bytes(chunks[0][sent:]) if one else b"".join(chunks)[sent:])
+            self.transport.write(bytes(chunks[0][sent:]) if single else b"".join(chunks)[sent:])
         chunks.clear()
 
     def _waits(self) -> bool:

@@ -41,8 +41,11 @@ from gatekeeper.protocol.renewals import Renewals
 from gatekeeper.protocol.states import (
     BROKER,
     CONNECTION_CLOSE_OK,
+    DONE,
     MAX_CONTENT,
+    OVER,
     PASS,
+    RUNNING,
     TAKEN,
     WAIT,
     FatalFrameError,
@@ -60,6 +63,8 @@ channel KEPT. Frames of the fast lane do not count, a whole chunk of them takes 
 JUDGED, ASKED, KEPT = 4, 2, 1
 OCTETS = 64
 """So many of a frame that is judged count 1 more: a table is read whole, a route is a check."""
+COPIED = 1024
+"""Octets of a run from which on a view of them is cheaper than a copy."""
 ASKED_AT_ONCE = 8
 """Questions of the scanner about one publish; one that leads to more is judged as a whole."""
 
@@ -67,6 +72,11 @@ ASKED_AT_ONCE = 8
 def _user_id(context: Context) -> bytes | None:
     """The user-id that the scanner need not judge; None: any."""
     return None if context.impersonator else context.username
+
+
+def _stretch(buf: bytearray, pos: int, end: int) -> bytearray | memoryview:
+    """A stretch of the buffer, to be sent. Of a short one a copy costs less than a view."""
+    return buf[pos:end] if end - pos < COPIED else memoryview(buf)[pos:end]
 
 
 class Session:
@@ -77,6 +87,14 @@ class Session:
     relay_secret: the client is logged in at the broker as itself, which must be told of its new
         secrets too.
     """
+
+    __slots__ = (
+        "_broker", "_changes", "_client", "_context", "_failed", "_mark", "_remembered",
+        "_seen", "_turn", "_waiting", "abort", "broken", "broker_stalled", "broker_tired",
+        "cancel_notify", "channel_max", "channels", "client_stalled", "client_tired",
+        "consumers", "epoch", "error", "lane", "parked", "policy", "renewals", "state",
+        "swallow_close_ok", "tally", "to_broker", "to_client",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -100,7 +118,7 @@ class Session:
         self.channels: dict[int, ChannelState] = self.lane.channels  # type: ignore[assignment]
         self.tally = Tally()
         self.swallow_close_ok: set[int] | None = None
-        self.state = State.RUNNING
+        self.state = RUNNING
         self.error: AmqpError | None = None
         self.broken: str | None = None
         self.abort = False
@@ -108,8 +126,8 @@ class Session:
         self.broker_stalled = False
         self.client_tired = False
         self.broker_tired = False
-        self.to_broker: list[bytes | memoryview] = []
-        self.to_client: list[bytes | memoryview] = []
+        self.to_broker: list[bytes | bytearray | memoryview] = []
+        self.to_client: list[bytes | bytearray | memoryview] = []
         self._seen = epoch.value
         self._changes = epoch.changes
         self._remembered = 0
@@ -147,27 +165,33 @@ class Session:
     def client_data(self, buf: bytearray, pos: int, end: int) -> int:
         """Deal with ``buf[pos:end]`` from the client; answer the offset up to which it is done."""
         self.client_stalled = self.client_tired = False
-        if not self.among(State.RUNNING) and not (self.parked.lots and self.among(State.FAILING)):
+        if self.state is not RUNNING and not (self.parked.lots and self.state is State.FAILING):
             return self._client.after(buf, pos, end)
         if self.epoch.value != self._seen:
             self.forget()
         if self.parked.lots or self._failed:
             self._turn = JUDGED_AT_ONCE
             self._unpark()
-            if self.client_stalled or self._failed or not self.among(State.RUNNING):
+            if self.client_stalled or self._failed or self.state is not RUNNING:
                 ending = bool(self._failed) or self.among(State.DRAINING, State.FAILING)
                 self.client_stalled = self.client_stalled or ending
                 return pos
-        self._turn = JUDGED_AT_ONCE
-        return self._walk(buf, pos, end)
+        done = scan_client(self.lane, buf, pos, end)
+        if done < end:
+            self._turn = JUDGED_AT_ONCE
+            return self._walk(buf, pos, done, end)
+        if done > pos:
+            self.to_broker.append(_stretch(buf, pos, done))
+        return done
 
     def _unpark(self) -> None:
         """Judge again what is parked; what still waits stays."""
         for number in self.parked.numbers():
             lot = self.parked.take(number)
             failed = len(self._failed)
-            done = self._walk(lot, 0, len(lot), parked=True)
-            if not self.among(State.RUNNING, State.FAILING):
+            scanned = scan_client(self.lane, lot, 0, len(lot))
+            done = self._walk(lot, 0, scanned, len(lot), parked=True)
+            if not self.among(RUNNING, State.FAILING):
                 return
             if done < len(lot) and len(self._failed) == failed:
                 self.parked.put(number, lot[done:] if done else lot)
@@ -175,16 +199,16 @@ class Session:
                 return
         self._conclude()
 
-    def _walk(self, buf: bytearray, pos: int, end: int, *, parked: bool = False) -> int:
-        """Judge frames up to one that must wait. parked: they are a lot, whole frames."""
-        run = pos
+    def _walk(self, buf: bytearray, run: int, pos: int, end: int, *, parked: bool = False) -> int:
+        """Judge frames up to one that must wait; the scanner has let ``buf[run:pos]`` pass.
+
+        parked: they are a lot, whole frames.
+        """
         asked = 0
         at = -1
         failed = len(self._failed)
-        while True:
-            pos = scan_client(self.lane, buf, pos, end)
-            if self.lane.stop == NEED_MORE and not (parked and pos < end):
-                break  # (the rest of a lot's last unit comes in the stream: it is not scanned for)
+        # (The rest of a lot's last unit comes in the stream: it is not waited for.)
+        while self.lane.stop != NEED_MORE or (parked and pos < end):
             if self._turn <= 0:
                 self.client_stalled = self.client_tired = True
                 break
@@ -194,6 +218,7 @@ class Session:
                 at = pos
                 number = (buf[pos + 1] << 8) | buf[pos + 2]
                 if asked <= ASKED_AT_ONCE and self._granted(number):
+                    pos = scan_client(self.lane, buf, pos, end)
                     continue
                 self._waiting.add(number)  # the answer may come before the header is judged
             size = int.from_bytes(buf[pos + 3 : pos + 7], "big")
@@ -203,34 +228,36 @@ class Session:
                 # The frame itself has changed what approvals rest on (an exchange is deleted).
                 self.forget()
             if outcome is PASS:
-                pos = past
+                pos = scan_client(self.lane, buf, past, end)
                 continue
             # What was queued while judging comes after the run in front of it.
             if pos > run:
-                self.to_broker.insert(self._mark, memoryview(buf)[run:pos])
+                self.to_broker.insert(self._mark, _stretch(buf, run, pos))
             if outcome is WAIT:
                 if not parked or self._client.tired:
                     self.client_stalled = True
                     self.client_tired = self.consumers.tired or self._client.tired
                 return pos
-            run = pos = past
+            run = past
             ended = len(self._failed) > failed
-            if parked and not ended and self.among(State.FAILING):
-                continue  # it was sent before
-            if ended or not self.among(State.RUNNING):
+            if parked and not ended and self.state is State.FAILING:
+                pos = scan_client(self.lane, buf, run, end)  # it was sent before
+                continue
+            if ended or self.state is not RUNNING:
                 self.client_stalled = not parked and (
                     ended or self.among(State.DRAINING, State.FAILING)
                 )
                 return min(past, end)
+            pos = scan_client(self.lane, buf, run, end)
         if pos > run:
-            self.to_broker.append(memoryview(buf)[run:pos])
+            self.to_broker.append(_stretch(buf, run, pos))
         return pos
 
     def _outcome(self, buf: bytearray, pos: int, past: int, end: int, *, parked: bool) -> Outcome:
         """What becomes of a frame at which the scanner has stopped. WAIT: with all behind it."""
         self._mark = len(self.to_broker)
         number = (buf[pos + 1] << 8) | buf[pos + 2]
-        if self.parked and not parked:
+        if self.parked.lots and not parked:
             if number in self.parked:
                 self._turn -= KEPT
                 whole = past <= end and past - pos - 8 <= self.lane.frame_max
@@ -288,7 +315,7 @@ class Session:
         except Abort as why:
             self.policy.refused(number, AmqpError(ReplyCode.INTERNAL_ERROR, str(why).encode()))
             self.abort = True
-            self.state = State.DONE
+            self.state = DONE
             return TAKEN
 
     # --- broker to client ---
@@ -296,7 +323,7 @@ class Session:
     def broker_data(self, buf: bytearray, pos: int, end: int) -> int:
         """Deal with ``buf[pos:end]`` from the broker; answer the offset up to which it is done."""
         self.broker_stalled = self.broker_tired = False
-        if self.among(State.TOLD, State.DONE):
+        if self.state in OVER:
             return end
         if self.epoch.value != self._seen:
             self.forget()
@@ -330,20 +357,20 @@ class Session:
             self._settle(BROKER, outcome)
             if outcome is PASS:
                 pos = past
-                if self.among(State.DONE):
+                if self.state is DONE:
                     break
                 continue
             if pos > run:
-                self.to_client.insert(mark, memoryview(buf)[run:pos])
+                self.to_client.insert(mark, _stretch(buf, run, pos))
             if outcome is WAIT:
                 self.broker_stalled = True
                 return pos
             run = pos = past
-            if self.broken or self.among(State.TOLD, State.DONE):
+            if self.broken or self.state in OVER:
                 return end
         if pos > run:
-            self.to_client.append(memoryview(buf)[run:pos])
-        return end if self.among(State.DONE) else pos
+            self.to_client.append(_stretch(buf, run, pos))
+        return end if self.state is DONE else pos
 
     # --- what either side, or the outside, may cause ---
 
@@ -440,7 +467,7 @@ class Session:
         errors = (c.error for c in refusing if c.error is not None and c is not channel)
         self.error = next((error for error in errors if not error.closes_channel), None)
         if self.error is None:
-            self.state = State.RUNNING
+            self.state = RUNNING
 
     def fail(self, number: int, error: AmqpError) -> None:
         """Close the connection for an error of the client's, after the broker's replies.
@@ -485,8 +512,8 @@ class Session:
 
     def close(self, error: AmqpError) -> None:
         """The gate ends the connection (320 and the like): the client is told at once."""
-        if self.state in (State.RUNNING, State.FAILING, State.DRAINING, State.CLIENT_CLOSING):
-            if self.state in (State.RUNNING, State.FAILING):
+        if self.state in (RUNNING, State.FAILING, State.DRAINING, State.CLIENT_CLOSING):
+            if self.state in (RUNNING, State.FAILING):
                 self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
             self.error = self.error or error
             self.tell()
@@ -495,7 +522,7 @@ class Session:
         """The broker's connection has ended, or is given up."""
         if self.state is State.CLIENT_CLOSING:
             self.to_client.append(CONNECTION_CLOSE_OK)
-            self.state = State.DONE
+            self.state = DONE
         else:
             self.close(AmqpError(ReplyCode.CONNECTION_FORCED, explanation))
 

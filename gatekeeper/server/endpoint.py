@@ -56,7 +56,10 @@ class Endpoint(asyncio.BufferedProtocol):
     """One peer. ``on_lost`` and ``on_writable`` are set by whoever has taken the endpoint over.
 
     Reading stops for as long as any reason given to :meth:`hold` has not been released.
-    received, sent: bytes so far.
+    held: is it not being read from? received, sent: bytes so far.
+
+    Every wake-up passes through here, so what is due seldom stands in methods of its own, behind
+    one look at an attribute (tests/bench/wake.py counts).
     """
 
     __slots__ = (
@@ -65,13 +68,14 @@ class Endpoint(asyncio.BufferedProtocol):
         "_consumer",
         "_fd",
         "_full",
-        "_held",
         "_inbox",
-        "_paused",
-        "_private",
+        "_queued",
+        "_reasons",
+        "_shared",
         "_tail",
         "_waiter",
         "error",
+        "held",
         "lost",
         "on_lost",
         "on_writable",
@@ -83,8 +87,7 @@ class Endpoint(asyncio.BufferedProtocol):
     )
 
     def __init__(self, buffer: SharedBuffer, ready: Callable[[Endpoint], None] | None = None):
-        self._buffer = buffer
-        self._private: SharedBuffer | None = None
+        self._buffer = self._shared = buffer
         self._tail = _NOTHING
         self._at = 0
         self._inbox = bytearray()
@@ -92,8 +95,9 @@ class Endpoint(asyncio.BufferedProtocol):
         self._waiter: asyncio.Future[None] | None = None
         self._fd = -1
         self._full = 0
-        self._held = 0
-        self._paused = False
+        self._queued = False
+        self._reasons = 0
+        self.held = False
         self.ready = ready
         self.received = 0
         self.sent = 0
@@ -119,36 +123,49 @@ class Endpoint(asyncio.BufferedProtocol):
             self.ready(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        buffer = self._private or self._buffer
+        if not self._tail:
+            return self._buffer.view
         n = len(self._tail) - self._at
-        if n:
-            if n * 4 > len(buffer.data) * 3:
-                # A single frame that outgrows the shared buffer (frame_max is that large).
-                buffer = self._private = SharedBuffer(n * 4)
-            buffer.view[:n] = memoryview(self._tail)[self._at :]
-            return buffer.view[n:]
-        return buffer.view
+        if n * 4 > len(self._buffer.data) * 3:
+            # A single frame that outgrows the shared buffer (frame_max is that large).
+            self._buffer = SharedBuffer(n * 4)
+        self._buffer.view[:n] = memoryview(self._tail)[self._at :]
+        return self._buffer.view[n:]
 
     def buffer_updated(self, nbytes: int) -> None:
-        buffer = self._private or self._buffer
         self.received += nbytes
-        if self._consumer is not None:
-            end = len(self._tail) - self._at + nbytes
-            full = end == len(buffer.data)
-            self._feed(buffer.data, 0, end)
-            if not full:
-                self._full = 0
-                return
-            self._full += 1
-            if self._full >= TURN:
-                self._full = 0
-                self.hold(HOLD_TURN)
-                asyncio.get_running_loop().call_soon(self.release, HOLD_TURN)
+        consumer = self._consumer
+        if consumer is None:
+            self._collect(nbytes)
             return
-        self._inbox += buffer.view[:nbytes]
+        data = self._buffer.data
+        if self._tail:
+            end = len(self._tail) - self._at + nbytes
+            self._feed(data, 0, end)
+        else:  # the same by the shortest way
+            end = nbytes
+            done = consumer(data, 0, end)
+            if done < end:
+                self._tail = data[done:end]
+        if end == len(data):
+            self._one_more_full()
+        else:
+            self._full = 0
+
+    def _collect(self, nbytes: int) -> None:
+        """Nobody takes the bytes yet."""
+        self._inbox += self._buffer.view[:nbytes]
         if len(self._inbox) >= INBOX_LIMIT:
             self.hold(HOLD_INBOX)
         self._wake()
+
+    def _one_more_full(self) -> None:
+        """The peer sends as fast as it is read."""
+        self._full += 1
+        if self._full >= TURN:
+            self._full = 0
+            self.hold(HOLD_TURN)
+            asyncio.get_running_loop().call_soon(self.release, HOLD_TURN)
 
     def eof_received(self) -> bool:
         # Closed here, not by the transport, which would wait for ever for a peer that ends its
@@ -225,29 +242,24 @@ class Endpoint(asyncio.BufferedProtocol):
                 self._tail, self._at = tail, done
             else:
                 self._tail = data[done:end]
-        elif self._private is not None:
-            self._private = None
+        else:
+            self._buffer = self._shared
 
     def hold(self, reason: int) -> None:
         """Stop reading, for ``reason`` (one of the HOLD constants)."""
-        self._held |= reason
-        if not self._paused and not self.lost:
-            self._paused = True
+        self._reasons |= reason
+        if not self.held and not self.lost:
+            self.held = True
             self.transport.pause_reading()
 
-    @property
-    def held(self) -> bool:
-        """Is it not being read from?"""
-        return self._paused
-
     def release(self, reason: int) -> None:
-        if self._held & reason:
-            self._held &= ~reason
-            if not self._held and self._paused and not self.lost:
-                self._paused = False
+        if self._reasons & reason:
+            self._reasons &= ~reason
+            if not self._reasons and self.held and not self.lost:
+                self.held = False
                 self.transport.resume_reading()
 
-    def send(self, chunks: list[bytes | memoryview]) -> None:
+    def send(self, chunks: list[bytes | bytearray | memoryview]) -> None:
         """Write the chunks, in order, and clear the list; they may be views that change later.
 
         On plain TCP with nothing queued they go straight to the socket, uncopied; the transport
@@ -256,24 +268,27 @@ class Endpoint(asyncio.BufferedProtocol):
         if self.lost or self.transport.is_closing():
             chunks.clear()
             return
-        if self._fd >= 0 and not self.transport.get_write_buffer_size():
+        single = len(chunks) == 1
+        sent = 0
+        if self._fd >= 0 and not (self._queued and self._waits()):
             try:
-                if len(chunks) == 1:
+                if single:
                     sent = os.write(self._fd, chunks[0])
                 else:
                     sent = os.writev(self._fd, chunks[:IOV_MAX])
-            except BlockingIOError:
-                sent = 0
             except OSError:
-                sent = 0  # the transport will meet the same error, and report it
-            rest = bytes(chunks[0][sent:]) if len(chunks) == 1 else b"".join(chunks)[sent:]
-            self.sent += sent
-        else:
-            rest = b"".join(chunks)
-        if rest:
-            self.sent += len(rest)
-            self.transport.write(rest)
+                pass  # it takes nothing now, or the transport will meet the error and report it
+        size = len(chunks[0]) if single else sum(map(len, chunks))
+        self.sent += size
+        if sent < size:
+            self._queued = True
+            self.transport.write(bytes(chunks[0][sent:]) if single else b"".join(chunks)[sent:])
         chunks.clear()
+
+    def _waits(self) -> bool:
+        """Is something still queued in the transport?"""
+        self._queued = self.transport.get_write_buffer_size() > 0
+        return self._queued
 
     def write(self, data: bytes) -> None:
         """Send ``data``; nothing at all where the connection is lost (the loop would raise)."""

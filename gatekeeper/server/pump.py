@@ -111,44 +111,52 @@ class Pump:
 
     # --- bytes ---
 
+    # Every wake-up passes here: what is due seldom stands behind a look at an attribute.
+
     def _from_client(self, buf: bytearray, pos: int, end: int) -> int:
-        session = self.session
+        session, client = self.session, self._client
         self._client_heard = True
         done = session.client_data(buf, pos, end)
-        moved = done > pos or bool(session.to_broker)
-        if session.to_client and not self._client.writable:
+        moved = done > pos or len(session.to_broker) > 0
+        if session.to_client and not client.writable:
             # The gate's own answers to a client that does not read must not pile up. What comes
             # from the broker is no reason to stop: such a client may be busy publishing.
-            self._client.hold(HOLD_UNREAD)
-        self._flush()
+            client.hold(HOLD_UNREAD)
+        if session.to_client or session.state is not self._state:
+            self._flush()
+        elif session.to_broker:
+            self._broker.send(session.to_broker)
         if session.client_stalled:
-            self._client.hold(HOLD_STALLED)
+            client.hold(HOLD_STALLED)
             if session.client_tired:
                 self.resume()
-        else:
-            self._client.release(HOLD_STALLED)
+        elif client.held:
+            client.release(HOLD_STALLED)
         if session.broker_stalled and moved:
             # It may wait for the end of the client's content.
             self.resume()
         return done
 
     def _from_broker(self, buf: bytearray, pos: int, end: int) -> int:
-        session = self.session
+        session, broker = self.session, self._broker
         self._heard = True
         done = session.broker_data(buf, pos, end)
-        if session.to_broker and not self._broker.writable:
+        if session.to_broker and not broker.writable:
             # What the gate itself sends, such as late deliveries that it gives back.
-            self._broker.hold(HOLD_UNREAD)
-        self._flush()
+            broker.hold(HOLD_UNREAD)
+        if session.to_broker or session.state is not self._state:
+            self._flush()
+        elif session.to_client:
+            self._client.send(session.to_client)
         if session.broken is not None:
             self._give_up(session.broken)
             return end
         if session.broker_stalled:
-            self._broker.hold(HOLD_STALLED)
+            broker.hold(HOLD_STALLED)
             if session.broker_tired:
                 self.resume()
-        else:
-            self._broker.release(HOLD_STALLED)
+        elif broker.held:
+            broker.release(HOLD_STALLED)
         if (session.client_stalled or session.parked.lots) and done > pos:
             # What it waits for may just have come. Not now: the shared buffer is in use.
             self.resume()

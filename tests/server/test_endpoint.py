@@ -150,7 +150,9 @@ async def test_a_full_inbox_does_not_stop_the_session(make: Make) -> None:
 # --- the shared buffer ---
 
 
-async def test_interleaved_connections_never_see_each_others_bytes(make: Make) -> None:
+async def test_interleaved_connections_never_see_each_others_bytes(
+    make: Make, shared: SharedBuffer
+) -> None:
     choose = random.Random(7)
     loop = asyncio.get_running_loop()
     ends = [await make() for _ in range(6)]
@@ -180,7 +182,7 @@ async def test_interleaved_connections_never_see_each_others_bytes(make: Make) -
         assert consumer.taken == mine
     for endpoint, _ in ends:
         assert not endpoint._tail
-        assert endpoint._private is None
+        assert endpoint._buffer is shared
 
 
 async def test_a_frame_larger_than_the_shared_buffer(make: Make, shared: SharedBuffer) -> None:
@@ -193,13 +195,13 @@ async def test_a_frame_larger_than_the_shared_buffer(make: Make, shared: SharedB
     data = record(b"before") + record(large) + record(b"after")
     await loop.sock_sendall(peer, data[:-40])
     await until(lambda: len(endpoint._tail) > BUFFER_SIZE)
-    private = endpoint._private
-    assert private is not None
+    private = endpoint._buffer
+    assert private is not shared
     assert len(private.data) <= 4 * len(large)
     await loop.sock_sendall(peer, data[-40:])
     await until(lambda: len(records.taken) == 3)
     assert records.taken == [b"before", large, b"after"]
-    assert endpoint._private is None
+    assert endpoint._buffer is shared
     assert len(shared.data) == BUFFER_SIZE
 
 

@@ -35,6 +35,7 @@ from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.fleet import Fleet, LocalFleet
 from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
+from gatekeeper.server.mechanisms import Mechanisms
 from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.revocation import Revocation
 from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
@@ -87,6 +88,7 @@ class App:
             self._revocation = Revocation(self._registry)
             self._gate = Gate(
                 settings=settings,
+                mechanisms=Mechanisms(settings),
                 store=self._store,
                 engine=Engine(self._backends.pairs, self._exchanges, settings.loopback_users),
                 epoch=self._epoch,

@@ -286,9 +286,7 @@ class Engine:
     def expiry(self, identity: Identity) -> int | None:
         """Unix seconds at which the first of the user's credentials ends; None for never."""
         expiring = self._expiring
-        ends = [
-            expiring[name].expiry(state) for name, state in identity.grants if name in expiring
-        ]
+        ends = [expiring[name].expiry(state) for name, state in identity.grants if name in expiring]
         return min((at for at in ends if at is not None), default=None)
 
     async def update_secret(

@@ -104,6 +104,16 @@ LAYOUTS: Final[dict[tuple[int, int], str]] = {
 
 WITH_CONTENT: Final = frozenset({PUBLISH, (60, 50), (60, 60), (60, 71)})
 
+_LOOKED_INTO: Final = {
+    ids: tuple(
+        (at, letter)
+        for at, letter in enumerate(layout)
+        if letter == "t" or (letter == "n" and ids not in WITH_CONTENT)
+    )
+    for ids, layout in LAYOUTS.items()
+}
+"""Which fields of a method have something to get wrong, and their letters: tables, texts."""
+
 
 class Abort(GatekeeperError):  # noqa: N818 - an order to the caller
     """The peer must be dropped without a close method, as RabbitMQ's reader crashes would.
@@ -130,12 +140,13 @@ def decode(channel: int, ids: tuple[int, int], data: bytes) -> Fields:
         explanation = f"cannot decode <<{shown}>>".encode()
         raise AmqpError(ReplyCode.FRAME_ERROR, explanation, *ids) from None
     try:
-        for letter, field in zip(layout, fields, strict=True):
+        for at, letter in _LOOKED_INTO[ids]:
+            field = fields[at]
             if isinstance(field, int):
                 continue
             if letter == "t":
                 known_table(field)
-            elif letter == "n" and not field.isascii() and ids not in WITH_CONTENT:
+            elif not field.isascii():
                 check_utf8(field)
     except Utf8Error:
         explanation = b"Malformed UTF-8 in shortstr"

@@ -144,7 +144,7 @@ class UpstreamHandshake:
             self._break(f"unexpected {name} at stage {self.stage}")
             return
         try:
-            fields = _close_fields(payload) if name == CLOSE else decode(0, ids, payload[4:])
+            fields = _READERS.get(name, _fields)(payload)
         except (Abort, AmqpError, wire.WireError):
             self._break(f"malformed {name}")
             return
@@ -257,6 +257,20 @@ TRANSITIONS: Final[Mapping[tuple[Stage, str], Handler]] = MappingProxyType(
 """What a broker may send on channel 0, and when. Heartbeats are ignored throughout."""
 
 
+def _fields(payload: bytes) -> tuple[Any, ...]:
+    """Of any method but a close. Raises Abort, AmqpError."""
+    ids = (int.from_bytes(payload[:2], "big"), int.from_bytes(payload[2:4], "big"))
+    return decode(0, ids, payload[4:])
+
+
+_known_fields = functools.lru_cache(maxsize=16)(_fields)
+"""A broker says the same of itself at every login."""
+
+
+def _start_fields(payload: bytes) -> tuple[Any, ...]:
+    return _known_fields(payload) if len(payload) <= 4096 else _fields(payload)
+
+
 def _close_fields(payload: bytes) -> tuple[int, bytes, int, int]:
     """Code, text, class, method of a connection.close, whose text may be any bytes.
 
@@ -267,6 +281,11 @@ def _close_fields(payload: bytes) -> tuple[int, bytes, int, int]:
     fields = (reader.short(), reader.shortstr(), reader.short(), reader.short())
     reader.finish()
     return fields
+
+
+_READERS: Final[Mapping[str, Callable[[bytes], tuple[Any, ...]]]] = MappingProxyType(
+    {"connection.start": _start_fields, CLOSE: _close_fields}
+)
 
 
 def _exceeds(field: str, wanted: int, offered: int) -> str | None:

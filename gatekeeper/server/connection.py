@@ -43,7 +43,7 @@ from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.expiry import Expiry
 from gatekeeper.server.lines import ConnectionLines
-from gatekeeper.server.mechanisms import mechanisms
+from gatekeeper.server.mechanisms import Mechanisms
 from gatekeeper.server.pump import End, Pump
 from gatekeeper.server.registry import Arrival, Live, Registry
 from gatekeeper.server.tasks import Owner
@@ -67,6 +67,7 @@ class Gate:
     """What all connections share; made once, by ``app.py``."""
 
     settings: Settings
+    mechanisms: Mechanisms
     store: Store
     engine: Engine
     epoch: Epoch
@@ -101,7 +102,7 @@ class Connection:
         )
         settings = gate.settings
         channel_max, frame_max, heartbeat = gate.upstreams.offer(settings.limits)
-        offered, able = mechanisms(settings, endpoint, peer)
+        offered, able = gate.mechanisms.of(endpoint, peer)
         self._handshake = ClientHandshake(
             server_properties=gate.upstreams.server_properties(),
             mechanisms=offered,

@@ -83,6 +83,14 @@ class BrokerFacts:
     mechanisms: tuple[str, ...]
     limits: tuple[int, int, int] | None
 
+    def said(self, learned: Learned, limits: tuple[int, int, int] | None) -> bool:
+        """Is this all that it says now? product and version are among the properties."""
+        return (
+            self.server_properties == learned.server_properties
+            and self.mechanisms == learned.mechanisms
+            and self.limits == limits
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConnection:
@@ -290,9 +298,12 @@ class UpstreamLink:
             handshake.feed(data)
 
     def _learn(self, learned: Learned, tuned: Tuned | None) -> None:
-        limits = self.facts.limits if self.facts is not None else None
+        facts = self.facts
+        limits = facts.limits if facts is not None else None
         if tuned is not None:
             limits = (tuned.channel_max, tuned.frame_max, tuned.heartbeat)
+        if facts is not None and facts.said(learned, limits):
+            return
         self.facts = BrokerFacts(
             learned.server_properties,
             learned.product.decode("utf-8", "replace"),

@@ -196,7 +196,7 @@ def is_usable(stored: bytes, algorithm: str) -> bool:
     """Could any password match? If it is not of this algorithm's form, none does."""
     handler = _HANDLERS.get(algorithm)
     if handler is not None:
-        return len(stored) == SALT_BYTES + handler.checksum_size
+        return len(stored) == SALT_BYTES + int(handler.checksum_size)
     if algorithm != ARGON2ID:
         return False
     form = _ARGON2_FORM.fullmatch(stored)

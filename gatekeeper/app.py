@@ -31,6 +31,7 @@ from gatekeeper.policy.epoch import Epoch
 from gatekeeper.prepare import open_store, prepared_store
 from gatekeeper.protocol.frames import COMPILED
 from gatekeeper.server.connection import Connection, Gate
+from gatekeeper.server.deadlines import TimeLimit
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.fleet import Fleet, LocalFleet
@@ -89,6 +90,7 @@ class App:
             self._revocation = Revocation(self._registry)
             self._gate = Gate(
                 settings=settings,
+                patience=TimeLimit(settings.handshake_timeout),
                 mechanisms=Mechanisms(settings),
                 store=self._store,
                 engine=Engine(self._backends.pairs, self._exchanges, settings.loopback_users),

@@ -144,7 +144,7 @@ class UpstreamHandshake:
             self._break(f"unexpected {name} at stage {self.stage}")
             return
         try:
-            fields = _READERS.get(name, _fields)(payload)
+            fields = _close_fields(payload) if name == CLOSE else _known_fields(payload)
         except (Abort, AmqpError, wire.WireError):
             self._break(f"malformed {name}")
             return
@@ -263,12 +263,12 @@ def _fields(payload: bytes) -> tuple[Any, ...]:
     return decode(0, ids, payload[4:])
 
 
-_known_fields = functools.lru_cache(maxsize=16)(_fields)
-"""A broker says the same of itself at every login."""
+_remembered_fields = functools.lru_cache(maxsize=64)(_fields)
 
 
-def _start_fields(payload: bytes) -> tuple[Any, ...]:
-    return _known_fields(payload) if len(payload) <= 4096 else _fields(payload)
+def _known_fields(payload: bytes) -> tuple[Any, ...]:
+    """As :func:`_fields`: a broker says the same at every login, of itself and otherwise."""
+    return _remembered_fields(payload) if len(payload) <= 4096 else _fields(payload)
 
 
 def _close_fields(payload: bytes) -> tuple[int, bytes, int, int]:
@@ -281,11 +281,6 @@ def _close_fields(payload: bytes) -> tuple[int, bytes, int, int]:
     fields = (reader.short(), reader.shortstr(), reader.short(), reader.short())
     reader.finish()
     return fields
-
-
-_READERS: Final[Mapping[str, Callable[[bytes], tuple[Any, ...]]]] = MappingProxyType(
-    {"connection.start": _start_fields, CLOSE: _close_fields}
-)
 
 
 def _exceeds(field: str, wanted: int, offered: int) -> str | None:
@@ -305,6 +300,7 @@ def _string(value: wire.Value | None) -> bytes:
 # --- Client properties ----------------------------------------------------------------------
 
 _OWN_KEY: Final = b"gatekeeper"
+_OWN_ENTRY: Final = wire.shortstr(_OWN_KEY) + b"F"
 _OURS: Final = (b"authentication_failure_close", b"consumer_cancel_notify")
 """Capabilities that the gate needs itself: to be told of refusals, and of consumers that ended
 (whose tags are free again); the session hides the latter from a client that did not ask."""
@@ -323,12 +319,9 @@ def upstream_properties(
     first, which is what RabbitMQ reads, is kept. Raises WireError if ``client_raw`` is malformed.
     """
     mirrored, named = _known_mirror(client_raw) if len(client_raw) <= 4096 else _mirror(client_raw)
-    own: list[tuple[bytes, wire.Value]] = []
-    if not named:
-        own.append((b"connection_name", ("S", default_name)))
-    table = {key.encode(): _value(value) for key, value in gatekeeper_entries.items()}
-    own.append((_OWN_KEY, ("F", table)))
-    return mirrored + wire.table(own)
+    name = b"" if named else _entry("connection_name", default_name)
+    own = b"".join(_entry(key, value) for key, value in gatekeeper_entries.items())
+    return mirrored + name + _OWN_ENTRY + wire.longstr(own)
 
 
 def _mirror(client_raw: bytes) -> tuple[bytes, bool]:
@@ -348,9 +341,11 @@ _known_mirror = functools.lru_cache(maxsize=64)(_mirror)
 """Clients of one kind show the same properties."""
 
 
-def _value(value: bytes | str | int | bool) -> wire.Value:
+def _entry(key: str, value: bytes | str | int | bool) -> bytes:
+    if isinstance(value, str):
+        value = value.encode()
+    if isinstance(value, bytes):  # as all are at a client's login
+        return wire.shortstr(key.encode()) + b"S" + wire.longstr(value)
     if isinstance(value, bool):
-        return ("t", value)
-    if isinstance(value, int):
-        return ("I" if -(2**31) <= value < 2**31 else "l", value)
-    return ("S", value.encode() if isinstance(value, str) else value)
+        return wire.table([(key.encode(), ("t", value))])
+    return wire.table([(key.encode(), ("I" if -(2**31) <= value < 2**31 else "l", value))])

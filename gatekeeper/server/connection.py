@@ -38,6 +38,7 @@ from gatekeeper.protocol.session import Session
 from gatekeeper.protocol.upstream import upstream_properties
 from gatekeeper.server.authority import Authority, vhost_refused
 from gatekeeper.server.channel import NoAnswerError
+from gatekeeper.server.deadlines import Deadline, TimeLimit
 from gatekeeper.server.describe import shown_properties
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
@@ -64,9 +65,10 @@ ESSENTIAL_PROPERTIES = frozenset({b"capabilities", b"product", b"version", b"pla
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What all connections share; made once, by ``app.py``."""
+    """What all connections share; made once, by ``app.py``. patience: with a client's handshake."""
 
     settings: Settings
+    patience: TimeLimit
     mechanisms: Mechanisms
     store: Store
     engine: Engine
@@ -112,7 +114,7 @@ class Connection:
             heartbeat=heartbeat,
             initial_frame_max=settings.limits.initial_frame_max,
         )
-        self._deadline: asyncio.Timeout | None = None
+        self._deadline: Deadline | None = None
         self._arrival: Arrival | None = None
         self._judged = gate.epoch.changes
         self._expiry: Expiry | None = None
@@ -122,7 +124,7 @@ class Connection:
         """The whole life; returns when the client's socket is closed or about to be."""
         live: Live | None = None
         try:
-            async with asyncio.timeout(self._gate.settings.handshake_timeout) as deadline:
+            with self._gate.patience.begin() as deadline:
                 self._deadline = deadline
                 greeted = await self._greet()
                 if greeted is None:
@@ -130,7 +132,7 @@ class Connection:
                 live = await self._authorise(greeted)
                 if live is None:
                     return
-                deadline.reschedule(None)  # from here on it is the broker that takes time
+                deadline.lift()  # from here on it is the broker that takes time
                 upstream = await self._connect_upstream(greeted, live)
                 if upstream is None:
                     return
@@ -217,7 +219,7 @@ class Connection:
         self._lines.failed(fail)
         client = self._client
         if self._deadline is not None:
-            self._deadline.reschedule(None)  # the failure has a time limit of its own
+            self._deadline.lift()  # the failure has a time limit of its own
         if fail.reply is not None:
             client.write(fail.reply)
         if fail.await_close_ok:

@@ -22,6 +22,7 @@ from gatekeeper.model import Credentials, Peer, Secret
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Stage, Tuned
 from gatekeeper.protocol.upstream import UpstreamHandshake, upstream_properties
+from gatekeeper.server.deadlines import TimeLimit
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.infos import UpstreamStatus
 from gatekeeper.server.proxy_protocol import build
@@ -120,6 +121,10 @@ class UpstreamLink:
         self.renewal = _renewal(settings, self._refuses)
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
+        self._reach_patience, self._patience = (
+            TimeLimit(CONNECT_TIMEOUT),
+            TimeLimit(HANDSHAKE_TIMEOUT),
+        )
         self.learned = asyncio.Event()
         self._stale = asyncio.Event()
 
@@ -193,7 +198,7 @@ class UpstreamLink:
         )
         endpoint = await self._reach(peer)
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            with self._patience.begin():
                 await self._shake(endpoint, handshake)
         except BaseException as error:
             endpoint.close(1.0) if isinstance(error, UpstreamRefusedError) else endpoint.abort()
@@ -216,7 +221,7 @@ class UpstreamLink:
         reasons = []
         for server in self._servers():
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
+                with self._reach_patience.begin():
                     return await self._reach_server(server, peer)
             except TimeoutError:
                 reasons.append(f"{server}: no answer within {CONNECT_TIMEOUT:.0f} s")

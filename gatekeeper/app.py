@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,11 +31,13 @@ from gatekeeper.policy.epoch import Epoch
 from gatekeeper.prepare import open_store, prepared_store
 from gatekeeper.protocol.frames import COMPILED
 from gatekeeper.server.connection import Connection, Gate
+from gatekeeper.server.deadlines import TimeLimit
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.fleet import Fleet, LocalFleet
 from gatekeeper.server.lines import text
 from gatekeeper.server.listener import Listeners
+from gatekeeper.server.mechanisms import Mechanisms
 from gatekeeper.server.registry import Live, Registry
 from gatekeeper.server.revocation import Revocation
 from gatekeeper.server.shared import Place, SharedExchanges, SharedRegistry, WorkerDuties
@@ -87,6 +90,8 @@ class App:
             self._revocation = Revocation(self._registry)
             self._gate = Gate(
                 settings=settings,
+                patience=TimeLimit(settings.handshake_timeout),
+                mechanisms=Mechanisms(settings),
                 store=self._store,
                 engine=Engine(self._backends.pairs, self._exchanges, settings.loopback_users),
                 epoch=self._epoch,
@@ -435,6 +440,14 @@ def ready_line(addresses: Iterable[str], workers: int) -> str:
     )
 
 
+def settle() -> None:
+    """What is there before the first client stays for good: the collector need not walk it."""
+    gc.collect()
+    gc.freeze()
+
+
 async def serve(settings: Settings) -> None:
     """Build the gate and run it. Raises OperatorError where it cannot start."""
-    await App(settings).run()
+    app = App(settings)
+    settle()
+    await app.run()

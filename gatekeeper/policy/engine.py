@@ -68,6 +68,7 @@ class Pair:
     authz: tuple[AuthzBackend, ...]
     single: bool = False
     tag_sources: tuple[str, ...] = field(init=False)
+    _tell_tags: tuple[object, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.authz:
@@ -76,12 +77,19 @@ class Pair:
         if self.single and [id(backend) for backend in self.authz] != [id(self.authn)]:
             # Any other backend must be asked whether the user may log in.
             raise ValueError(f"auth_backends: {self.authn.name} is not its own authorisation")
-        sources = {b.name: None for b in (self.authn, *self.authz) if isinstance(b, TagSource)}
-        object.__setattr__(self, "tag_sources", tuple(sources))
+        # Asked once: to look a protocol up takes as long as the rest of a login's judgement.
+        sources = tuple(b for b in (self.authn, *self.authz) if isinstance(b, TagSource))
+        object.__setattr__(self, "_tell_tags", sources)
+        object.__setattr__(self, "tag_sources", tuple(dict.fromkeys(b.name for b in sources)))
 
     @classmethod
     def of(cls, backend: _Both) -> Pair:
         return cls(authn=backend, authz=(backend,), single=True)
+
+    def fixed(self, backend: object, accepted: Accepted) -> frozenset[str]:
+        """The tags that stay as they were at login."""
+        told = any(backend is source for source in self._tell_tags)
+        return frozenset() if told else accepted.tags
 
 
 class _Both(AuthnBackend, AuthzBackend, Protocol):
@@ -146,6 +154,11 @@ class Engine:
             for source in (pair.authn, *pair.authz):
                 if isinstance(source, TagSource):
                     self._tag_sources.setdefault(source.name, source)
+        self._expiring = {
+            name: backend
+            for name, backend in self._authz.items()
+            if isinstance(backend, ExpiringBackend)
+        }
 
     # -- login ---------------------------------------------------------------------------
 
@@ -198,7 +211,7 @@ class Engine:
             return accepted
         if pair.single:
             grants = ((pair.authn.name, accepted.state),)
-            fixed = _fixed(pair.authn, accepted)
+            fixed = pair.fixed(pair.authn, accepted)
             return Identity(accepted.username, accepted.tags, grants, pair.tag_sources, fixed)
         return await self._authorize(pair, accepted, credentials, peer)
 
@@ -217,7 +230,7 @@ class Engine:
         error" text and give up the chain (try_authorize folds into a clause that is missing).
         """
         username, tags = authenticated.username, authenticated.tags
-        fixed = _fixed(pair.authn, authenticated)
+        fixed = pair.fixed(pair.authn, authenticated)
         grants: list[tuple[str, object]] = []
         for left, backend in reversed(tuple(enumerate(pair.authz))):
             answer: LoginAnswer = await _settled(
@@ -229,7 +242,7 @@ class Engine:
                     raise _InternalError(accepted.reason)
                 return accepted
             tags |= accepted.tags
-            fixed |= _fixed(backend, accepted)
+            fixed |= pair.fixed(backend, accepted)
             grants.insert(0, (backend.name, accepted.state))
         return Identity(username, tags, tuple(grants), pair.tag_sources, fixed)
 
@@ -275,11 +288,8 @@ class Engine:
 
     def expiry(self, identity: Identity) -> int | None:
         """Unix seconds at which the first of the user's credentials ends; None for never."""
-        ends = (
-            backend.expiry(state)
-            for name, state in identity.grants
-            if isinstance(backend := self._authz[name], ExpiringBackend)
-        )
+        expiring = self._expiring
+        ends = [expiring[name].expiry(state) for name, state in identity.grants if name in expiring]
         return min((at for at in ends if at is not None), default=None)
 
     async def update_secret(
@@ -294,8 +304,8 @@ class Engine:
         tags: frozenset[str] = frozenset()
         renewed = False
         for name, state in identity.grants:
-            backend = self._authz[name]
-            if not isinstance(backend, ExpiringBackend) or backend.expiry(state) is None:
+            backend = self._expiring.get(name)
+            if backend is None or backend.expiry(state) is None:
                 grants.append((name, state))
                 continue
             try:
@@ -472,11 +482,6 @@ _NOT_A_TOPIC = Decision(True, "not a topic exchange: topic permissions do not ap
 
 async def _settled(answer: _T | Awaitable[_T]) -> _T:
     return await answer if isinstance(answer, Awaitable) else answer
-
-
-def _fixed(backend: object, accepted: Accepted) -> frozenset[str]:
-    """The tags that stay as they were at login."""
-    return frozenset() if isinstance(backend, TagSource) else accepted.tags
 
 
 def _user(identity: Identity, state: object) -> AuthUser:

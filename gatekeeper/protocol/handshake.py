@@ -13,6 +13,7 @@ Sources: RabbitMQ ``rabbit_reader``, ``rabbit_command_assembler``.
 from __future__ import annotations
 
 import enum
+import functools
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -197,13 +198,7 @@ class ClientHandshake:
             return False
         if header in (HEADER_0_9_1, HEADER_1_1_0_9):
             self.state = State.STARTING
-            args = (
-                b"\x00\x09"
-                + wire.longstr(self._server_properties)
-                + wire.longstr(" ".join(self._mechanisms).encode())
-                + wire.longstr(b"en_US")
-            )
-            self._events.append(Send(wire.method(0, 10, 10, args)))
+            self._events.append(_start(self._server_properties, self._mechanisms))
             return True
         reply, log_text = refuse_header(header)
         self._events.append(self._lose(LogKind.BAD_HEADER, log_text, reply=reply))
@@ -241,7 +236,7 @@ class ClientHandshake:
     def _method(self, payload: bytes) -> None:
         ids = (int.from_bytes(payload[:2], "big"), int.from_bytes(payload[2:4], "big"))
         try:
-            fields = decode(0, ids, payload[4:])
+            fields = _fields(ids, payload[4:])
         except Abort:
             # RabbitMQ's reader crashes on an unknown method: not a word, in any state.
             self._abort(f"{{unknown_method_id,{{{ids[0]},{ids[1]}}}}}")
@@ -422,6 +417,31 @@ TRANSITIONS: Final[Mapping[tuple[State, str], Handler]] = MappingProxyType(
     }
 )
 """What a client may send on channel 0, and when. Heartbeats are ignored in every state."""
+
+
+_remembered_fields = functools.lru_cache(maxsize=256)(functools.partial(decode, 0))
+
+
+def _fields(ids: tuple[int, int], data: bytes) -> tuple[Any, ...]:
+    """As ``decode``: clients tune, and open a vhost, in few ways. What holds a secret is none."""
+    if ids in _OFTEN_ALIKE and len(data) <= 512:
+        return _remembered_fields(ids, data)
+    return decode(0, ids, data)
+
+
+_OFTEN_ALIKE: Final = frozenset({(10, 31), (10, 40)})
+
+
+@functools.lru_cache(maxsize=16)
+def _start(server_properties: bytes, mechanisms: tuple[str, ...]) -> Send:
+    """connection.start: the same for everybody, until the broker says something new of itself."""
+    args = (
+        b"\x00\x09"
+        + wire.longstr(server_properties)
+        + wire.longstr(" ".join(mechanisms).encode())
+        + wire.longstr(b"en_US")
+    )
+    return Send(wire.method(0, 10, 10, args))
 
 
 def _out_of_range(field: str, chosen: int, minimum: int, offered: int) -> str | None:

@@ -12,12 +12,10 @@ Source: AMQP 0-9-1 XML definition; RabbitMQ ``rabbit_framing_amqp_0_9_1:decode_m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from gatekeeper.errors import AmqpError, GatekeeperError, ReplyCode
 from gatekeeper.protocol.wire import (
-    Reader,
     Utf8Error,
     WireError,
     check_utf8,
@@ -106,6 +104,16 @@ LAYOUTS: Final[dict[tuple[int, int], str]] = {
 
 WITH_CONTENT: Final = frozenset({PUBLISH, (60, 50), (60, 60), (60, 71)})
 
+_LOOKED_INTO: Final = {
+    ids: tuple(
+        (at, letter)
+        for at, letter in enumerate(layout)
+        if letter == "t" or (letter == "n" and ids not in WITH_CONTENT)
+    )
+    for ids, layout in LAYOUTS.items()
+}
+"""Which fields of a method have something to get wrong, and their letters: tables, texts."""
+
 
 class Abort(GatekeeperError):  # noqa: N818 - an order to the caller
     """The peer must be dropped without a close method, as RabbitMQ's reader crashes would.
@@ -124,7 +132,7 @@ def decode(channel: int, ids: tuple[int, int], data: bytes) -> Fields:
     if layout is None:
         raise Abort(f"unknown method {ids[0]}.{ids[1]}")
     try:
-        fields = _read(Reader(data), layout)
+        fields = _read(data, layout)
     except WireError:
         if channel == 0:
             raise AmqpError(ReplyCode.INTERNAL_ERROR) from None
@@ -132,12 +140,13 @@ def decode(channel: int, ids: tuple[int, int], data: bytes) -> Fields:
         explanation = f"cannot decode <<{shown}>>".encode()
         raise AmqpError(ReplyCode.FRAME_ERROR, explanation, *ids) from None
     try:
-        for letter, field in zip(layout, fields, strict=True):
+        for at, letter in _LOOKED_INTO[ids]:
+            field = fields[at]
             if isinstance(field, int):
                 continue
             if letter == "t":
                 known_table(field)
-            elif letter == "n" and ids not in WITH_CONTENT:
+            elif not field.isascii():
                 check_utf8(field)
     except Utf8Error:
         explanation = b"Malformed UTF-8 in shortstr"
@@ -151,22 +160,26 @@ def decode(channel: int, ids: tuple[int, int], data: bytes) -> Fields:
     return fields
 
 
-def _read(reader: Reader, layout: str) -> Fields:
-    fields = tuple(_READERS[letter](reader) for letter in layout)
-    reader.finish()
-    return fields
+def _read(data: bytes, layout: str) -> Fields:
+    """The fields as they lie there. Raises WireError where one is cut short or some is left over.
 
-
-_READERS: Final[dict[str, Callable[[Reader], Field]]] = {
-    "o": Reader.octet,
-    "b": Reader.octet,
-    "s": Reader.short,
-    "l": Reader.long,
-    "q": Reader.longlong,
-    "n": Reader.shortstr,
-    "S": Reader.longstr,
-    "t": Reader.table,
-}
+    Positions only grow, so one look at the last of them tells of every field that was cut short.
+    """
+    fields: list[Field] = []
+    pos = 0
+    for letter in layout:
+        size = _SIZES.get(letter)
+        if size is None:
+            begin = pos + (1 if letter == "n" else 4)
+            stop = begin + int.from_bytes(data[pos:begin], "big")
+            fields.append(data[begin:stop])
+        else:
+            stop = pos + size
+            fields.append(int.from_bytes(data[pos:stop], "big"))
+        pos = stop
+    if pos != len(data):
+        raise WireError("arguments cut short, or more than the arguments")
+    return tuple(fields)
 
 
 def encode(channel: int, ids: tuple[int, int], fields: Fields) -> bytes:

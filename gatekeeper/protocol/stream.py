@@ -80,10 +80,11 @@ class FrameBuffer:
         if frame_max and size > frame_max:
             limit = frame_max - FRAME_OVERHEAD
             raise FrameError(f"{{frame_too_large,{size},{limit}}}", frame_type)
-        chunk = self.take(size + FRAME_OVERHEAD)
-        if chunk is None:
+        end = size + FRAME_OVERHEAD
+        if len(self._data) < end:
             return None
-        payload = chunk[7:-1]
-        if chunk[-1] != FRAME_END:
-            raise FrameError(f"{{invalid_frame_end_marker,{chunk[-1]}}}", frame_type, payload)
+        payload, marker = bytes(self._data[7 : end - 1]), self._data[end - 1]
+        del self._data[:end]
+        if marker != FRAME_END:
+            raise FrameError(f"{{invalid_frame_end_marker,{marker}}}", frame_type, payload)
         return Frame(frame_type, channel, payload)

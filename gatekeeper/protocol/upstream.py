@@ -144,7 +144,7 @@ class UpstreamHandshake:
             self._break(f"unexpected {name} at stage {self.stage}")
             return
         try:
-            fields = _close_fields(payload) if name == CLOSE else decode(0, ids, payload[4:])
+            fields = _close_fields(payload) if name == CLOSE else _known_fields(payload)
         except (Abort, AmqpError, wire.WireError):
             self._break(f"malformed {name}")
             return
@@ -257,6 +257,20 @@ TRANSITIONS: Final[Mapping[tuple[Stage, str], Handler]] = MappingProxyType(
 """What a broker may send on channel 0, and when. Heartbeats are ignored throughout."""
 
 
+def _fields(payload: bytes) -> tuple[Any, ...]:
+    """Of any method but a close. Raises Abort, AmqpError."""
+    ids = (int.from_bytes(payload[:2], "big"), int.from_bytes(payload[2:4], "big"))
+    return decode(0, ids, payload[4:])
+
+
+_remembered_fields = functools.lru_cache(maxsize=64)(_fields)
+
+
+def _known_fields(payload: bytes) -> tuple[Any, ...]:
+    """As :func:`_fields`: a broker says the same at every login, of itself and otherwise."""
+    return _remembered_fields(payload) if len(payload) <= 4096 else _fields(payload)
+
+
 def _close_fields(payload: bytes) -> tuple[int, bytes, int, int]:
     """Code, text, class, method of a connection.close, whose text may be any bytes.
 
@@ -286,6 +300,7 @@ def _string(value: wire.Value | None) -> bytes:
 # --- Client properties ----------------------------------------------------------------------
 
 _OWN_KEY: Final = b"gatekeeper"
+_OWN_ENTRY: Final = wire.shortstr(_OWN_KEY) + b"F"
 _OURS: Final = (b"authentication_failure_close", b"consumer_cancel_notify")
 """Capabilities that the gate needs itself: to be told of refusals, and of consumers that ended
 (whose tags are free again); the session hides the latter from a client that did not ask."""
@@ -304,12 +319,9 @@ def upstream_properties(
     first, which is what RabbitMQ reads, is kept. Raises WireError if ``client_raw`` is malformed.
     """
     mirrored, named = _known_mirror(client_raw) if len(client_raw) <= 4096 else _mirror(client_raw)
-    own: list[tuple[bytes, wire.Value]] = []
-    if not named:
-        own.append((b"connection_name", ("S", default_name)))
-    table = {key.encode(): _value(value) for key, value in gatekeeper_entries.items()}
-    own.append((_OWN_KEY, ("F", table)))
-    return mirrored + wire.table(own)
+    name = b"" if named else _entry("connection_name", default_name)
+    own = b"".join(_entry(key, value) for key, value in gatekeeper_entries.items())
+    return mirrored + name + _OWN_ENTRY + wire.longstr(own)
 
 
 def _mirror(client_raw: bytes) -> tuple[bytes, bool]:
@@ -329,9 +341,11 @@ _known_mirror = functools.lru_cache(maxsize=64)(_mirror)
 """Clients of one kind show the same properties."""
 
 
-def _value(value: bytes | str | int | bool) -> wire.Value:
+def _entry(key: str, value: bytes | str | int | bool) -> bytes:
+    if isinstance(value, str):
+        value = value.encode()
+    if isinstance(value, bytes):  # as all are at a client's login
+        return wire.shortstr(key.encode()) + b"S" + wire.longstr(value)
     if isinstance(value, bool):
-        return ("t", value)
-    if isinstance(value, int):
-        return ("I" if -(2**31) <= value < 2**31 else "l", value)
-    return ("S", value.encode() if isinstance(value, str) else value)
+        return wire.table([(key.encode(), ("t", value))])
+    return wire.table([(key.encode(), ("I" if -(2**31) <= value < 2**31 else "l", value))])

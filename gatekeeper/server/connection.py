@@ -38,12 +38,13 @@ from gatekeeper.protocol.session import Session
 from gatekeeper.protocol.upstream import upstream_properties
 from gatekeeper.server.authority import Authority, vhost_refused
 from gatekeeper.server.channel import NoAnswerError
+from gatekeeper.server.deadlines import Deadline, TimeLimit
 from gatekeeper.server.describe import shown_properties
 from gatekeeper.server.endpoint import HOLD_CLOSED, Endpoint
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.expiry import Expiry
 from gatekeeper.server.lines import ConnectionLines
-from gatekeeper.server.mechanisms import mechanisms
+from gatekeeper.server.mechanisms import Mechanisms
 from gatekeeper.server.pump import End, Pump
 from gatekeeper.server.registry import Arrival, Live, Registry
 from gatekeeper.server.tasks import Owner
@@ -64,9 +65,11 @@ ESSENTIAL_PROPERTIES = frozenset({b"capabilities", b"product", b"version", b"pla
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What all connections share; made once, by ``app.py``."""
+    """What all connections share; made once, by ``app.py``. patience: with a client's handshake."""
 
     settings: Settings
+    patience: TimeLimit
+    mechanisms: Mechanisms
     store: Store
     engine: Engine
     epoch: Epoch
@@ -101,7 +104,7 @@ class Connection:
         )
         settings = gate.settings
         channel_max, frame_max, heartbeat = gate.upstreams.offer(settings.limits)
-        offered, able = mechanisms(settings, endpoint, peer)
+        offered, able = gate.mechanisms.of(endpoint, peer)
         self._handshake = ClientHandshake(
             server_properties=gate.upstreams.server_properties(),
             mechanisms=offered,
@@ -111,7 +114,7 @@ class Connection:
             heartbeat=heartbeat,
             initial_frame_max=settings.limits.initial_frame_max,
         )
-        self._deadline: asyncio.Timeout | None = None
+        self._deadline: Deadline | None = None
         self._arrival: Arrival | None = None
         self._judged = gate.epoch.changes
         self._expiry: Expiry | None = None
@@ -121,7 +124,7 @@ class Connection:
         """The whole life; returns when the client's socket is closed or about to be."""
         live: Live | None = None
         try:
-            async with asyncio.timeout(self._gate.settings.handshake_timeout) as deadline:
+            with self._gate.patience.begin() as deadline:
                 self._deadline = deadline
                 greeted = await self._greet()
                 if greeted is None:
@@ -129,7 +132,7 @@ class Connection:
                 live = await self._authorise(greeted)
                 if live is None:
                     return
-                deadline.reschedule(None)  # from here on it is the broker that takes time
+                deadline.lift()  # from here on it is the broker that takes time
                 upstream = await self._connect_upstream(greeted, live)
                 if upstream is None:
                     return
@@ -216,7 +219,7 @@ class Connection:
         self._lines.failed(fail)
         client = self._client
         if self._deadline is not None:
-            self._deadline.reschedule(None)  # the failure has a time limit of its own
+            self._deadline.lift()  # the failure has a time limit of its own
         if fail.reply is not None:
             client.write(fail.reply)
         if fail.await_close_ok:

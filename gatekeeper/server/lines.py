@@ -75,19 +75,25 @@ class ConnectionLines:
         vhost = text(self.vhost) if self.vhost is not None and self.running else "none"
         return f"{self._name}, vhost: '{vhost}', user: '{text(self.user)}'"
 
+    # What every connection has to say is put into words only where somebody listens.
+
     def accepted(self) -> None:
+        if not self._connection.is_enabled("info"):
+            return
         self._connection.info(f"accepting AMQP connection {self._name}", peer=self._name)
 
     def client_name(self, client_name: bytes) -> None:
         shown = text(client_name)
-        self._connection.info(
-            f"connection {self._name} has a client-provided name: {shown}", peer=self._name
-        )
+        if self._connection.is_enabled("info"):
+            self._connection.info(
+                f"connection {self._name} has a client-provided name: {shown}", peer=self._name
+            )
         self._name = f"{self._name} - {shown}"
 
     def authenticated(self, user: bytes) -> None:
         self.user = user
-        self._user.info(f"User '{text(user)}' authenticated successfully", **self._fields())
+        if self._user.is_enabled("info"):
+            self._user.info(f"User '{text(user)}' authenticated successfully", **self._fields())
 
     def login_failed(self, user: bytes, reason: str) -> None:
         self._user.warning(
@@ -100,6 +106,8 @@ class ConnectionLines:
     def opened(self, vhost: bytes) -> None:
         self.vhost = vhost
         self.running = True
+        if not self._connection.is_enabled("info"):
+            return
         user = text(self.user or b"")
         self._connection.info(
             f"connection {self._name}: user '{user}' authenticated and granted access to vhost "
@@ -206,6 +214,8 @@ class ConnectionLines:
         )
 
     def ended(self, end: End) -> None:
+        if end is End.ORDERLY and not self._connection.is_enabled("info"):
+            return
         where, took = self._where(), self._duration()
         match end:
             case End.ORDERLY:
@@ -229,6 +239,8 @@ class ConnectionLines:
 
     def probed(self) -> None:
         """Closed by the client without a byte: a health check."""
+        if not self._connection.is_enabled("debug"):
+            return
         self._connection.debug(
             f"closing AMQP connection {self._name}: no data received", peer=self._name
         )

@@ -14,18 +14,29 @@ from gatekeeper.model import Peer
 from gatekeeper.protocol import sasl
 from gatekeeper.server.endpoint import Endpoint
 
+Offered = tuple[tuple[str, ...], Mapping[str, sasl.Mechanism]]
+"""The names to offer, in order, and what each of them does."""
 
-def mechanisms(
-    settings: Settings, endpoint: Endpoint, peer: Peer
-) -> tuple[tuple[str, ...], Mapping[str, sasl.Mechanism]]:
-    """The names to offer, in order, and what each of them does."""
-    able = dict(sasl.MECHANISMS)
-    if settings.anonymous is not None:
-        able["ANONYMOUS"] = sasl.anonymous(settings.anonymous.user, settings.anonymous.password)
-    if peer.tls and "EXTERNAL" in settings.auth_mechanisms:
-        able["EXTERNAL"] = sasl.external(_certified(settings, endpoint))
-    offered = tuple(name for name in settings.auth_mechanisms if name in able)
-    return offered, MappingProxyType(able)
+
+class Mechanisms:
+    """Those of the configuration; made once, for only EXTERNAL differs from client to client."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        able = dict(sasl.MECHANISMS)
+        if settings.anonymous is not None:
+            able["ANONYMOUS"] = sasl.anonymous(settings.anonymous.user, settings.anonymous.password)
+        self._common = self._offered(able)
+
+    def of(self, endpoint: Endpoint, peer: Peer) -> Offered:
+        if not peer.tls or "EXTERNAL" not in self._settings.auth_mechanisms:
+            return self._common
+        certified = sasl.external(_certified(self._settings, endpoint))
+        return self._offered({**self._common[1], "EXTERNAL": certified})
+
+    def _offered(self, able: dict[str, sasl.Mechanism]) -> Offered:
+        names = tuple(name for name in self._settings.auth_mechanisms if name in able)
+        return names, MappingProxyType(able)
 
 
 def _certified(settings: Settings, endpoint: Endpoint) -> bytes | sasl.Refusal:

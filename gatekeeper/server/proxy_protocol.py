@@ -8,6 +8,7 @@ a client could pretend to come from loopback by leaving it out.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ def build(version: str, source: tuple[str, int], destination: tuple[str, int]) -
     return SIGNATURE + bytes((0x21, family_byte)) + len(payload).to_bytes(2, "big") + payload
 
 
+@functools.lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """127/8, ::1 and v4-mapped ::ffff:127/104 (RabbitMQ ``rabbit_net:is_loopback``)."""
     try:

@@ -22,6 +22,7 @@ from gatekeeper.model import Credentials, Peer, Secret
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.events import Broken, Learned, Opened, Refused, Send, Stage, Tuned
 from gatekeeper.protocol.upstream import UpstreamHandshake, upstream_properties
+from gatekeeper.server.deadlines import TimeLimit
 from gatekeeper.server.endpoint import Endpoint, SharedBuffer
 from gatekeeper.server.infos import UpstreamStatus
 from gatekeeper.server.proxy_protocol import build
@@ -83,6 +84,14 @@ class BrokerFacts:
     mechanisms: tuple[str, ...]
     limits: tuple[int, int, int] | None
 
+    def said(self, learned: Learned, limits: tuple[int, int, int] | None) -> bool:
+        """Is this all that it says now? product and version are among the properties."""
+        return (
+            self.server_properties == learned.server_properties
+            and self.mechanisms == learned.mechanisms
+            and self.limits == limits
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConnection:
@@ -112,6 +121,10 @@ class UpstreamLink:
         self.renewal = _renewal(settings, self._refuses)
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
+        self._reach_patience, self._patience = (
+            TimeLimit(CONNECT_TIMEOUT),
+            TimeLimit(HANDSHAKE_TIMEOUT),
+        )
         self.learned = asyncio.Event()
         self._stale = asyncio.Event()
 
@@ -185,7 +198,7 @@ class UpstreamLink:
         )
         endpoint = await self._reach(peer)
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            with self._patience.begin():
                 await self._shake(endpoint, handshake)
         except BaseException as error:
             endpoint.close(1.0) if isinstance(error, UpstreamRefusedError) else endpoint.abort()
@@ -208,7 +221,7 @@ class UpstreamLink:
         reasons = []
         for server in self._servers():
             try:
-                async with asyncio.timeout(CONNECT_TIMEOUT):
+                with self._reach_patience.begin():
                     return await self._reach_server(server, peer)
             except TimeoutError:
                 reasons.append(f"{server}: no answer within {CONNECT_TIMEOUT:.0f} s")
@@ -290,9 +303,12 @@ class UpstreamLink:
             handshake.feed(data)
 
     def _learn(self, learned: Learned, tuned: Tuned | None) -> None:
-        limits = self.facts.limits if self.facts is not None else None
+        facts = self.facts
+        limits = facts.limits if facts is not None else None
         if tuned is not None:
             limits = (tuned.channel_max, tuned.frame_max, tuned.heartbeat)
+        if facts is not None and facts.said(learned, limits):
+            return
         self.facts = BrokerFacts(
             learned.server_properties,
             learned.product.decode("utf-8", "replace"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import re
 import secrets
 from typing import ClassVar
@@ -74,6 +75,15 @@ class _RabbitHandler(uh.HasRawSalt, uh.HasRawChecksum, uh.GenericHandler):  # ty
         password = secret.encode() if isinstance(secret, str) else secret
         # The format is RabbitMQ's; MD5 is there to read what old brokers wrote.
         return hashlib.new(self.digest, self.salt + password, usedforsecurity=False).digest()
+
+    @classmethod
+    def matches(cls, password: bytes, stored: bytes) -> bool:
+        """What ``verify`` says of the same hash as text, for a tenth of the time. Raises
+        PasswordSizeError as it does. stored: raw, of the right length."""
+        uh.validate_secret(password)
+        salt, digest = stored[:SALT_BYTES], stored[SALT_BYTES:]
+        computed = hashlib.new(cls.digest, salt + password, usedforsecurity=False).digest()
+        return hmac.compare_digest(computed, digest)
 
 
 class RabbitSha256(_RabbitHandler):
@@ -148,20 +158,17 @@ def hash_password(password: bytes, algorithm: str = DEFAULT_ALGORITHM) -> bytes:
     return base64.b64decode(text.removeprefix(handler.ident))
 
 
-def _nobody() -> dict[str, str]:
-    """For each cost, the hash of a password that nobody knows. Not computed: argon2 is slow."""
+def _nobody() -> str:
+    """An argon2id hash of a password that nobody knows. Not computed: that is slow."""
     salt, digest = (
         base64.b64encode(secrets.token_bytes(size)).decode("ascii").rstrip("=") for size in (16, 32)
     )
     cost = f"m={ARGON2_MEMORY_KIB},t={ARGON2_ROUNDS},p={ARGON2_LANES}"
-    return {
-        SHA256: RabbitSha256.hash(secrets.token_bytes(16)),
-        ARGON2ID: f"$argon2id$v=19${cost}${salt}${digest}",
-    }
+    return f"$argon2id$v=19${cost}${salt}${digest}"
 
 
-_NOBODY = _nobody()
-"""Made anew in each process."""
+_NOBODY, _NOBODY_ARGON2 = secrets.token_bytes(SALT_BYTES + RabbitSha256.checksum_size), _nobody()
+"""For each cost, what no password matches. Made anew in each process."""
 
 
 def verify(password: bytes, stored: bytes | None, algorithm: str = DEFAULT_ALGORITHM) -> bool:
@@ -171,41 +178,38 @@ def verify(password: bytes, stored: bytes | None, algorithm: str = DEFAULT_ALGOR
     empty hash (a cleared password), one of a wrong form, or one of an unknown algorithm; those
     cost one hash like any other, of ``algorithm`` if that is argon2id.
     """
-    text = None if stored is None else _as_text(stored, algorithm)
-    compared = _NOBODY[ARGON2ID if algorithm == ARGON2ID else SHA256] if text is None else text
+    known = stored if stored is not None and is_usable(stored, algorithm) else None
     try:
-        matched = _CONTEXT.verify(password, compared)
+        if algorithm == ARGON2ID:
+            text = _NOBODY_ARGON2 if known is None else known.decode("ascii")
+            matched = bool(_CONTEXT.verify(password, text))
+        elif known is None:
+            matched = RabbitSha256.matches(password, _NOBODY)
+        else:
+            matched = _HANDLERS[algorithm].matches(password, known)
     except (ValueError, MissingBackendError):  # too long; a form that only argon2 finds wrong
         return False
-    return bool(text is not None and matched)
+    return known is not None and matched
 
 
 def is_usable(stored: bytes, algorithm: str) -> bool:
     """Could any password match? If it is not of this algorithm's form, none does."""
-    return _as_text(stored, algorithm) is not None
-
-
-def _as_text(stored: bytes, algorithm: str) -> str | None:
-    """The form that passlib reads; None where it could only be wrong."""
     handler = _HANDLERS.get(algorithm)
     if handler is not None:
-        if len(stored) != SALT_BYTES + handler.checksum_size:
-            return None
-        return f"{handler.ident}{base64.b64encode(stored).decode('ascii')}"
+        return len(stored) == SALT_BYTES + int(handler.checksum_size)
     if algorithm != ARGON2ID:
-        return None
+        return False
     form = _ARGON2_FORM.fullmatch(stored)
     if form is None:
-        return None
+        return False
     memory, rounds, lanes = (int(form[name]) for name in ("memory", "rounds", "lanes"))
-    sound = (
+    return (
         8 * lanes <= memory <= ARGON2_MAX_MEMORY_KIB
         and 1 <= rounds <= ARGON2_MAX_ROUNDS
         and 1 <= lanes <= ARGON2_MAX_LANES
         and _is_unpadded_base64(form["salt"])
         and _is_unpadded_base64(form["digest"])
     )
-    return stored.decode("ascii") if sound else None
 
 
 def _is_unpadded_base64(text: bytes) -> bool:

@@ -66,6 +66,9 @@ class _Category:
         self._recorder = recorder
         self._category = category
 
+    def is_enabled(self, _level: str) -> bool:
+        return True
+
     def __getattr__(self, level: str) -> Any:
         def log(text: str, **fields: object) -> None:
             self._recorder.add((level, self._category, text), fields)

@@ -84,8 +84,12 @@ class Moving(Policy):
 
     def verdict(self, check: Check) -> bool:
         if isinstance(check, TopicAccess):
-            return check.exchange not in self.topics or check.routing_key not in self.keys
+            exchange, key = check.exchange, check.routing_key
+            return exchange not in self.topics or self.allows(exchange, key)
         return check.name not in self.denied
+
+    def allows(self, exchange: bytes, key: bytes) -> bool:
+        return key not in self.keys
 
     def check(self, check: Check, channel: int) -> Decision | None:
         def ask() -> Decision | Awaitable[Decision]:

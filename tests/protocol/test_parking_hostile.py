@@ -27,7 +27,16 @@ from gatekeeper.protocol.layouts import decode
 from gatekeeper.protocol.states import State
 from gatekeeper.server.questions import Questions
 from gatekeeper.server.tasks import Owner
-from tests.protocol.dialogue import Dialogue, Policy, by_channel, call, frames, ids, open_channel
+from tests.protocol.dialogue import (
+    Dialogue,
+    Keys,
+    Policy,
+    by_channel,
+    call,
+    frames,
+    ids,
+    open_channel,
+)
 from tests.protocol.dialogue import publish as publish_of
 from tests.protocol.test_parking import close, copies, declare, qos, split
 from tests.protocol.test_scanner import in_session, use
@@ -90,6 +99,11 @@ class Moving(Policy):
 
     def allows(self, exchange: bytes, key: bytes) -> bool:
         return key not in self.keys
+
+    def routing_keys(self, exchange: bytes) -> Keys:
+        """As of now: who keeps them over a change goes by what was."""
+        then = Moving(denied=set(self.denied), topics=set(self.topics), keys=set(self.keys))
+        return Keys(then, exchange, None)
 
     def check(self, check: Check, channel: int) -> Decision | None:
         def ask() -> Decision | Awaitable[Decision]:

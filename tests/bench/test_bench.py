@@ -16,7 +16,7 @@ import pytest
 from pamqp import commands, frame
 from pamqp.header import ContentHeader
 
-from tests.bench import crowd, instructions, measures, streams, trips, wire
+from tests.bench import crowd, instructions, measures, streams, trips, wake, wire
 from tests.bench.__main__ import main
 from tests.bench.client import Client, RefusedError
 from tests.bench.measures import Metric, Scale
@@ -142,6 +142,17 @@ def test_instructions_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert instructions.main(["deliver 64 B"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert float(line.split()[-2]) > 50
+
+
+@pytest.mark.parametrize("name", wake.TRIPS)
+async def test_a_wake_up_passes_what_comes(name: str) -> None:
+    wake.work(name, 2)
+
+
+async def test_a_wake_up_that_is_refused_is_not_measured() -> None:
+    refused = wire.publish(1, 64, exchange=b"no")
+    with pytest.raises(BenchError, match="octets passed"):
+        wake.Wake().trip(refused, wire.ack(1, 1))
 
 
 def test_split_takes_whole_frames_only() -> None:

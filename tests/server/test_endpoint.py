@@ -7,6 +7,7 @@ incomplete record is what an incomplete frame is to the session.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -340,6 +341,30 @@ async def test_the_other_side_is_told_between_the_marks(make: Make) -> None:
     assert told[1][0] is True
     assert told[1][1] <= WRITE_LOW
     assert endpoint.writable
+
+
+async def test_nothing_overtakes_what_is_queued(make: Make) -> None:
+    """The peer has made room and the loop has not turned: the socket would take the next bytes."""
+    endpoint, peer = await make()
+    piece = random.Random(4).randbytes(WRITE_HIGH)
+    sent = bytearray()
+    while not endpoint.transport.get_write_buffer_size():
+        endpoint.send([piece])
+        sent += piece
+    got = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while True:  # no await: the transport cannot act on it
+            got += peer.recv(1 << 16)
+    endpoint.send([b"after"])
+    sent += b"after"
+    while len(got) < len(sent):
+        got += await asyncio.get_running_loop().sock_recv(peer, 1 << 16)
+    assert got == sent
+    # And once all is written the way is straight again.
+    await until(lambda: not endpoint.transport.get_write_buffer_size())
+    endpoint.send([b"straight"])
+    assert not endpoint.transport.get_write_buffer_size()
+    assert peer.recv(100) == b"straight"
 
 
 async def test_close_sends_what_is_written_or_gives_up(make: Make) -> None:

@@ -4,8 +4,8 @@ Strategy: after some failures in a row that are the backend's own (no connection
 not asked any more: whoever asks is refused at once, instead of holding a login or a channel for
 a time limit that is known to be wasted. Now and then one question is let through to see whether
 it is back. An error that belongs to the question (a group that does not exist) does not count:
-one user's must not be everybody's. Nor do a single user's alone, however many: it may be that what
-is asked about this one takes too long. Nor is such a user the only one to probe.
+one user's must not be everybody's. A single user's failures open it for this user alone: it may be
+that what is asked about this one takes too long. Nor is such a user the only one to probe.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from gatekeeper.errors import printable
 from gatekeeper.model import AuthUser, Credentials, Kind, Peer, Permission, Variables
 from gatekeeper.policy.ports import AuthnBackend, AuthzBackend, Failed, LoginAnswer, Verdict
 
 FAILURES = 5
 """Failures in a row that open the circuit."""
 ASKERS = 2
-"""Users that the failures must be of."""
+"""Users that the failures must be of to open it for everybody."""
 PAUSE_FIRST, PAUSE_MAX = 1.0, 30.0
 """Seconds until the next probe; doubled with each that fails, up to the second."""
 
@@ -46,16 +47,21 @@ class Circuit:
         self._probed: bytes | None = None
         self._log = structlog.get_logger("default")
 
+    def open_to(self, asker: bytes) -> bool:
+        """Are this user's questions held back?"""
+        return self._failures >= FAILURES and (self._for_all or asker in self._askers)
+
     @property
-    def open(self) -> bool:
-        return self._failures >= FAILURES and len(self._askers) >= ASKERS
+    def _for_all(self) -> bool:
+        return len(self._askers) >= ASKERS
 
     def admits(self, asker: bytes) -> bool:
         """May this user's question be asked? Of those that come while the circuit is open, few:
-        who has probed last leaves the next probe to others for as long again."""
-        if not self.open:
+        who has probed last leaves the next probe to others, if it is theirs too, for as long again.
+        """
+        if not self.open_to(asker):
             return True
-        others_first = self._pause if asker == self._probed else 0.0
+        others_first = self._pause if self._for_all and asker == self._probed else 0.0
         if self._clock() < self._probe_at + others_first:
             return False
         self._probe_at = self._clock() + self._pause  # the next one waits for this one
@@ -63,27 +69,28 @@ class Circuit:
         return True
 
     def failed(self, asker: bytes, reason: str, *, probe: bool) -> None:
-        """probe: it was asked while the circuit was open."""
-        if self.open and not probe:
+        """probe: it was asked while the circuit was open to this user."""
+        if self.open_to(asker) and not probe:
             return  # asked before it opened, as many may have been: that says nothing new
         self._failures += 1
         if len(self._askers) < ASKERS:
             self._askers.add(asker)
-        if not self.open:
+        if self._failures < FAILURES:
             return
         if probe:
             self._pause = min(self._pause * 2, PAUSE_MAX)
         else:
+            who = "everybody" if self._for_all else f"user '{printable(asker).decode()}'"
             self._log.error(
                 f"{self._name}: {self._failures} failures in a row, the last one: {reason}; it is "
-                "not asked any more until a probe succeeds, and everybody is refused",
+                f"not asked any more until a probe succeeds, and {who} is refused",
                 backend=self._name,
                 reason=reason,
             )
         self._probe_at = self._clock() + self._pause
 
     def answered(self) -> None:
-        if self.open:
+        if self._failures >= FAILURES:
             self._log.info(f"{self._name} answers again", backend=self._name)
         self._failures = 0
         self._askers.clear()
@@ -174,7 +181,7 @@ class Guarded:
     ) -> T:
         if not self.circuit.admits(asker):
             return unasked
-        probe = self.circuit.open
+        probe = self.circuit.open_to(asker)
         pending = ask()
         answer = await pending if isinstance(pending, Awaitable) else pending
         reason = failure(answer)

@@ -24,13 +24,17 @@ class Clock:
         return self.now
 
 
+def open_to(guarded: Guarded) -> list[Credentials]:
+    return [who for who in (BOB, EVE) if guarded.circuit.open_to(who.username)]
+
+
 async def broken(backend: FakeBackend, clock: Clock) -> Guarded:
     guarded = Guarded(backend, clock)
     backend.login = GONE
     for _ in range(FAILURES - 1):
         assert await guarded.authenticate(BOB, PEER) == GONE
     assert await guarded.authenticate(EVE, PEER) == GONE
-    assert guarded.circuit.open
+    assert open_to(guarded) == [BOB, EVE]
     return guarded
 
 
@@ -89,13 +93,49 @@ async def test_one_user_does_not_lock_the_others_out() -> None:
     """What is asked about this one takes too long, each time."""
     backend = FakeBackend(vhost=Verdict(False, error="timeout", unavailable=True))
     guarded = Guarded(backend)
-    for _ in range(FAILURES * 2):
-        await guarded.vhost_access(USER, b"/", PEER)
-    assert not guarded.circuit.open
+    with capture_logs() as logs:
+        for _ in range(FAILURES * 2):
+            await guarded.vhost_access(USER, b"/", PEER)
+    assert len(backend.asked) == FAILURES, "but is not kept waiting for ever"
+    assert open_to(guarded) == [BOB]
+    assert len(logs) == 1
+    assert "and user 'bob' is refused" in logs[0]["event"]
     assert await guarded.authenticate(EVE, PEER) == backend.login
+    assert open_to(guarded) == [], "an answer to another"
+
+
+async def test_a_user_who_is_alone_with_the_failures_probes_at_each_pause() -> None:
+    backend, clock = FakeBackend(login=GONE), Clock()
+    guarded = Guarded(backend, clock)
     for _ in range(FAILURES):
-        await guarded.vhost_access(USER, b"/", PEER)
-    assert not guarded.circuit.open, "an answer to another"
+        await guarded.authenticate(BOB, PEER)
+    pause = PAUSE_FIRST
+    for _ in range(4):
+        asked = len(backend.asked)
+        clock.now += pause * 0.99
+        assert "not asked" in (await guarded.authenticate(BOB, PEER)).reason  # type: ignore[union-attr]
+        clock.now += pause * 0.02
+        for _ in range(3):
+            await guarded.authenticate(BOB, PEER)
+        assert len(backend.asked) == asked + 1, "one probe"
+        pause *= 2
+    backend.login = Accepted(b"bob")
+    clock.now += pause
+    assert await guarded.authenticate(BOB, PEER) == backend.login
+    assert open_to(guarded) == []
+
+
+async def test_a_second_users_failure_opens_it_for_everybody() -> None:
+    backend, clock = FakeBackend(login=GONE), Clock()
+    guarded = Guarded(backend, clock)
+    with capture_logs() as logs:
+        for _ in range(FAILURES):
+            await guarded.authenticate(BOB, PEER)
+        assert open_to(guarded) == [BOB]
+        assert await guarded.authenticate(EVE, PEER) == GONE
+    assert open_to(guarded) == [BOB, EVE]
+    assert guarded.circuit.open_to(b"anybody")
+    assert ["everybody is refused" in log["event"] for log in logs] == [False, True]
 
 
 async def test_who_has_probed_leaves_the_next_probe_to_others() -> None:
@@ -106,9 +146,9 @@ async def test_who_has_probed_leaves_the_next_probe_to_others() -> None:
     backend.login = Accepted(b"bob")
     clock.now += 2 * PAUSE_FIRST + 0.01
     assert isinstance(await guarded.authenticate(BOB, PEER), Failed)
-    assert guarded.circuit.open
+    assert open_to(guarded) == [BOB, EVE]
     assert await guarded.authenticate(EVE, PEER) == backend.login
-    assert not guarded.circuit.open
+    assert open_to(guarded) == []
 
 
 async def test_who_is_alone_probes_all_the_same() -> None:
@@ -128,7 +168,7 @@ async def test_it_closes_with_the_first_answer() -> None:
         clock.now += PAUSE_FIRST
         backend.login = Refused("no")
         assert await guarded.authenticate(BOB, PEER) == Refused("no"), "a refusal is an answer"
-        assert not guarded.circuit.open
+        assert open_to(guarded) == []
         backend.login = Accepted(b"bob")
         assert await guarded.authenticate(BOB, PEER) == Accepted(b"bob")
     assert [log["log_level"] for log in logs] == ["error", "info"]
@@ -147,7 +187,7 @@ async def test_what_belongs_to_the_question_does_not_count(answer: object) -> No
             await guarded.authenticate(who, PEER)
         else:
             await guarded.vhost_access(AuthUser(who.username), b"/", PEER)
-    assert not guarded.circuit.open
+    assert open_to(guarded) == []
 
 
 async def test_failures_count_only_in_a_row() -> None:
@@ -157,7 +197,7 @@ async def test_failures_count_only_in_a_row() -> None:
         for n in range(FAILURES - 1):
             await guarded.authenticate((BOB, EVE)[n % 2], PEER)
         await guarded.vhost_access(USER, b"/", PEER)
-    assert not guarded.circuit.open
+    assert open_to(guarded) == []
 
 
 async def test_what_was_asked_before_it_opened_does_not_delay_the_probe() -> None:
@@ -177,11 +217,11 @@ async def test_what_was_asked_before_it_opened_does_not_delay_the_probe() -> Non
     await asyncio.sleep(0)
     go.set()
     assert await asyncio.gather(*asked) == [GONE] * 100
-    assert guarded.circuit.open
+    assert open_to(guarded) == [BOB, EVE]
     backend.authenticate = answered
     clock.now = PAUSE_FIRST
     assert await guarded.authenticate(BOB, PEER) == backend.login
-    assert not guarded.circuit.open
+    assert open_to(guarded) == []
 
 
 async def test_an_exception_is_the_engines_business() -> None:
@@ -190,7 +230,7 @@ async def test_an_exception_is_the_engines_business() -> None:
     for n in range(FAILURES):
         with pytest.raises(RuntimeError):
             await guarded.authenticate((BOB, EVE)[n % 2], PEER)
-    assert not guarded.circuit.open
+    assert open_to(guarded) == []
 
 
 async def test_life_is_passed_on() -> None:

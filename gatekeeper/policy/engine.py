@@ -50,6 +50,8 @@ from gatekeeper.policy.ports import (
 
 DEFAULT_LOOPBACK_USERS = frozenset({b"guest"})
 
+_NO_TAGS: frozenset[str] = frozenset()
+
 _ANY_ORDER = (Permission.READ, Permission.WRITE, Permission.CONFIGURE)
 
 _T = TypeVar("_T")
@@ -89,7 +91,7 @@ class Pair:
     def fixed(self, backend: object, accepted: Accepted) -> frozenset[str]:
         """The tags that stay as they were at login."""
         told = any(backend is source for source in self._tell_tags)
-        return frozenset() if told else accepted.tags
+        return _NO_TAGS if told else accepted.tags
 
 
 class _Both(AuthnBackend, AuthzBackend, Protocol):

@@ -106,7 +106,7 @@ class Consumers:
         self._s = session
         self._cause = Cause.CHANGE
         self._found: Iterator[Held] | None = None
-        self._by_queue: dict[bytes, list[Held]] = {}
+        self._by_queue: dict[bytes, list[Held]] | None = None
         self._left: deque[tuple[bytes, list[Held]]] | None = None
         self.busy = False
         self.holds = False
@@ -126,7 +126,7 @@ class Consumers:
         )
         self._cause = cause
         self._found = self._all() if some else None
-        self._by_queue = {}
+        self._by_queue = {} if some else None
         self._left = deque() if some else None
         self.busy = some
         self.holds = some and hold
@@ -144,19 +144,19 @@ class Consumers:
     def _sort(self, left: deque[tuple[bytes, list[Held]]]) -> bool:
         """Find consumers and sort them by their queues, each of which is one question; True if all
         are."""
-        if self._found is None:
+        by_queue = self._by_queue
+        if self._found is None or by_queue is None:
             return True
         some = tuple(islice(self._found, FOUND_AT_ONCE))
         for held in some:
             queue = held[2].queue
-            if queue not in self._by_queue:
-                self._by_queue[queue] = []
-                left.append((queue, self._by_queue[queue]))
-            self._by_queue[queue].append(held)
+            if queue not in by_queue:
+                by_queue[queue] = []
+                left.append((queue, by_queue[queue]))
+            by_queue[queue].append(held)
         if len(some) == FOUND_AT_ONCE:
             return False
-        self._found = None
-        self._by_queue = {}
+        self._found = self._by_queue = None
         return True
 
     def go_on(self) -> bool:

@@ -93,6 +93,23 @@ class Greeted:
 
 
 class Connection:
+    __slots__ = (
+        "_arrival",
+        "_client",
+        "_connected_at",
+        "_deadline",
+        "_ended",
+        "_expiry",
+        "_gate",
+        "_handshake",
+        "_judged",
+        "_leave",
+        "_lines",
+        "_number",
+        "_peer",
+        "_running",
+    )
+
     def __init__(self, gate: Gate, endpoint: Endpoint, peer: Peer, number: int) -> None:
         self._gate = gate
         self._client = endpoint
@@ -117,6 +134,8 @@ class Connection:
         self._deadline: Deadline | None = None
         self._arrival: Arrival | None = None
         self._judged = gate.epoch.changes
+        self._running: Live | None = None
+        self._ended: asyncio.Future[End] | None = None
         self._expiry: Expiry | None = None
         self._leave: Callable[[], None] | None = None
 
@@ -400,8 +419,8 @@ class Connection:
     ) -> asyncio.Future[End]:
         """Start the session; the future tells when it has ended, and how."""
         gate, lines, identity = self._gate, self._lines, greeted.identity
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[End] = loop.create_future()
+        ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self._running, self._ended = live, ended
         authority = Authority(
             engine=gate.engine,
             exchanges=gate.exchanges,
@@ -432,44 +451,40 @@ class Connection:
             relay_secret=link is not None and link.settings.credentials == "client",
         )
 
-        def end(how: End) -> None:
-            if not ended.done():
-                ended.set_result(how)
-
-        def log_forced(error: AmqpError) -> None:
-            lines.forced(error.explanation.decode("utf-8", "replace"))
-
         heartbeat = greeted.tuned.heartbeat
         lines.heartbeat = heartbeat
-        pump = Pump(session, self._client, upstream.endpoint, end, log_forced, heartbeat)
+        pump = Pump(session, self._client, upstream.endpoint, self._end, lines.forced, heartbeat)
         authority.resume = pump.resume
         live.session = session
         live.close = pump.close
         live.recheck = pump.recheck
-        authority.renewed = lambda identity: self._await_expiry(identity, live)
+        authority.renewed = self._await_expiry
         self._client.write(self._handshake.accept_open())
         lines.opened(greeted.vhost)
-        self._await_expiry(identity, live)
+        self._await_expiry(identity)
         pump.start(self._handshake.leftover(), upstream.first)
         if link is not None and link.renewal is not None and upstream.token is not None:
             self._leave = partial(link.renewal.leave, pump.renew)
             link.renewal.follow(upstream.token, pump.renew)
         return ended
 
-    def _await_expiry(self, identity: Identity, live: Live) -> None:
+    def _end(self, how: End) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(how)
+
+    def _await_expiry(self, identity: Identity) -> None:
         """End the connection when the user's credentials end, and no earlier ones any more."""
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
         at = self._gate.engine.expiry(identity)
-        if at is None:
-            return
+        if at is not None:
+            self._expiry = Expiry(at, self._expired)
 
-        def expired() -> None:
-            self._lines.credential_expired()
-            live.end(AmqpError(ReplyCode.CONNECTION_FORCED, b"credential expired"))
-
-        self._expiry = Expiry(at, expired)
+    def _expired(self) -> None:
+        self._lines.credential_expired()
+        if self._running is not None:
+            self._running.end(AmqpError(ReplyCode.CONNECTION_FORCED, b"credential expired"))
 
 
 def _not_allowed(explanation: bytes) -> AmqpError:

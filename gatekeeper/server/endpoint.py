@@ -90,7 +90,7 @@ class Endpoint(asyncio.BufferedProtocol):
         self._buffer = self._shared = buffer
         self._tail = _NOTHING
         self._at = 0
-        self._inbox = bytearray()
+        self._inbox = b""
         self._consumer: Consumer | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._fd = -1
@@ -204,8 +204,7 @@ class Endpoint(asyncio.BufferedProtocol):
                 await self._waiter
             finally:
                 self._waiter = None
-        data = bytes(self._inbox)
-        self._inbox.clear()
+        data, self._inbox = self._inbox, b""
         self.release(HOLD_INBOX)
         return data
 
@@ -218,11 +217,10 @@ class Endpoint(asyncio.BufferedProtocol):
     def consume(self, consumer: Consumer, first: bytes) -> None:
         """From now on ``consumer`` takes the bytes; ``first`` are those already read."""
         self._consumer = consumer
-        data = first + bytes(self._inbox)
-        self._inbox = bytearray()
+        data, self._inbox = first + self._inbox, b""
         self.release(HOLD_INBOX)
-        self._tail, self._at = bytearray(data), 0
         if data:
+            self._tail = bytearray(data)
             self.refeed()
 
     def refeed(self) -> None:

@@ -166,7 +166,8 @@ class ConnectionLines:
             **fields,
         )
 
-    def forced(self, reason: str) -> None:
+    def forced(self, error: AmqpError) -> None:
+        reason = error.explanation.decode("utf-8", "replace")
         self._connection.warning(
             f"Closing AMQP connection {self._pid} ({self._where()}): {reason}",
             **self._fields(reason=reason),

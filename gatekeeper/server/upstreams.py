@@ -121,10 +121,8 @@ class UpstreamLink:
         self.renewal = _renewal(settings, self._refuses)
         self._turn = itertools.cycle(range(len(settings.servers)))
         self.status = UpstreamStatus(settings.name, None, 0, "", "", "")
-        self._reach_patience, self._patience = (
-            TimeLimit(CONNECT_TIMEOUT),
-            TimeLimit(HANDSHAKE_TIMEOUT),
-        )
+        self._reach_patience = TimeLimit(CONNECT_TIMEOUT)
+        self._patience = TimeLimit(HANDSHAKE_TIMEOUT)
         self.learned = asyncio.Event()
         self._stale = asyncio.Event()
 

@@ -73,8 +73,12 @@ class _RabbitHandler(uh.HasRawSalt, uh.HasRawChecksum, uh.GenericHandler):  # ty
 
     def _calc_checksum(self, secret: str | bytes) -> bytes:
         password = secret.encode() if isinstance(secret, str) else secret
+        return self._digest(self.salt, password)
+
+    @classmethod
+    def _digest(cls, salt: bytes, password: bytes) -> bytes:
         # The format is RabbitMQ's; MD5 is there to read what old brokers wrote.
-        return hashlib.new(self.digest, self.salt + password, usedforsecurity=False).digest()
+        return hashlib.new(cls.digest, salt + password, usedforsecurity=False).digest()
 
     @classmethod
     def matches(cls, password: bytes, stored: bytes) -> bool:
@@ -82,8 +86,7 @@ class _RabbitHandler(uh.HasRawSalt, uh.HasRawChecksum, uh.GenericHandler):  # ty
         PasswordSizeError as it does. stored: raw, of the right length."""
         uh.validate_secret(password)
         salt, digest = stored[:SALT_BYTES], stored[SALT_BYTES:]
-        computed = hashlib.new(cls.digest, salt + password, usedforsecurity=False).digest()
-        return hmac.compare_digest(computed, digest)
+        return hmac.compare_digest(cls._digest(salt, password), digest)
 
 
 class RabbitSha256(_RabbitHandler):

@@ -188,7 +188,9 @@ CASES = {
     ),
     "forced": Case(
         "running",
-        lambda lines: lines.forced("user 'alice' is deleted"),
+        lambda lines: lines.forced(
+            AmqpError(ReplyCode.CONNECTION_FORCED, b"user 'alice' is deleted")
+        ),
         "warning",
         "connection",
         f"Closing AMQP connection <0.7.0> ({NAME}, {RUNNING}): user 'alice' is deleted",

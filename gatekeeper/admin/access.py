@@ -19,7 +19,7 @@ from gatekeeper.admin.request import (
     shown,
 )
 from gatekeeper.model import Peer
-from gatekeeper.policy.engine import LoginRefused
+from gatekeeper.policy.answers import LoginRefused
 from gatekeeper.policy.permissions import PermissionSet, TopicPermissionSet
 from gatekeeper.store import passwords
 from gatekeeper.store.draft import Draft

@@ -24,7 +24,7 @@ from gatekeeper.model import (
     Peer,
     Permission,
 )
-from gatekeeper.policy.engine import LoginRefused
+from gatekeeper.policy.answers import LoginRefused
 from gatekeeper.policy.explain import asked
 from gatekeeper.policy.permissions import check_resource
 from gatekeeper.protocol import wire

@@ -23,7 +23,8 @@ from typing import ParamSpec, TypeVar
 from gatekeeper.config.settings import Settings
 from gatekeeper.logs import Logger
 from gatekeeper.model import Credentials, Identity, Peer, Secret
-from gatekeeper.policy.engine import Engine, LoginRefused
+from gatekeeper.policy.answers import LoginRefused
+from gatekeeper.policy.engine import Engine
 from gatekeeper.server.exchanges import Exchanges
 from gatekeeper.server.fleet import Fleet, SilentWorkersError
 from gatekeeper.server.tasks import Owner

@@ -23,7 +23,7 @@ from gatekeeper.backends.ip_range import IpRangeBackend
 from gatekeeper.backends.loopback import InternalLoopbackBackend
 from gatekeeper.config.settings import BackendPair, Settings
 from gatekeeper.errors import ConfigError
-from gatekeeper.policy.engine import Pair
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.policy.ports import AuthnBackend, AuthzBackend
 from gatekeeper.store.records import PasswordChanged, Reloaded, StoreEvent, UserDeleted
 from gatekeeper.store.store import Store

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
-from gatekeeper.errors import printable
 from gatekeeper.model import (
     DEFAULT_EXCHANGE_ALIAS,
     Access,
@@ -32,11 +31,20 @@ from gatekeeper.model import (
     Secret,
     TopicAccess,
 )
+from gatekeeper.policy.answers import (
+    EngineCrash,
+    LoginRefused,
+    NonsenseError,
+    crash,
+    decided,
+    of_login,
+    shown,
+)
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.policy.pcre import Pattern
 from gatekeeper.policy.permissions import TopicPatterns
 from gatekeeper.policy.ports import (
     Accepted,
-    AuthnBackend,
     AuthzBackend,
     ExchangeTypes,
     ExpiringBackend,
@@ -50,79 +58,10 @@ from gatekeeper.policy.ports import (
 
 DEFAULT_LOOPBACK_USERS = frozenset({b"guest"})
 
-_NO_TAGS: frozenset[str] = frozenset()
-
 _ANY_ORDER = (Permission.READ, Permission.WRITE, Permission.CONFIGURE)
 
 _T = TypeVar("_T")
 _Ask = Callable[[AuthzBackend, AuthUser], Verdict | Awaitable[Verdict]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One position of ``auth_backends``.
-
-    authz: in configured order, at least one. Use :meth:`of` for a position that names a single
-    backend for both: such a backend is not asked a second time whether the user may log in.
-    """
-
-    authn: AuthnBackend
-    authz: tuple[AuthzBackend, ...]
-    single: bool = False
-    tag_sources: tuple[str, ...] = field(init=False)
-    _tell_tags: tuple[object, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.authz:
-            # RabbitMQ reads an empty list as "allowed everything".
-            raise ValueError(f"auth_backends: {self.authn.name} has no authorisation backend")
-        if self.single and [id(backend) for backend in self.authz] != [id(self.authn)]:
-            # Any other backend must be asked whether the user may log in.
-            raise ValueError(f"auth_backends: {self.authn.name} is not its own authorisation")
-        # Asked once: to look a protocol up takes as long as the rest of a login's judgement.
-        sources = tuple(b for b in (self.authn, *self.authz) if isinstance(b, TagSource))
-        object.__setattr__(self, "_tell_tags", sources)
-        object.__setattr__(self, "tag_sources", tuple(dict.fromkeys(b.name for b in sources)))
-
-    @classmethod
-    def of(cls, backend: _Both) -> Pair:
-        return cls(authn=backend, authz=(backend,), single=True)
-
-    def fixed(self, backend: object, accepted: Accepted) -> frozenset[str]:
-        """The tags that stay as they were at login."""
-        told = any(backend is source for source in self._tell_tags)
-        return _NO_TAGS if told else accepted.tags
-
-
-class _Both(AuthnBackend, AuthzBackend, Protocol):
-    """A backend that does both halves."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoginRefused:
-    """The login is refused. ``reason`` is for the log, never for the client.
-
-    cause: the exception behind an "internal error", for a debug log.
-    loopback: the password is right, but this user may only come from this machine. (The
-        management API says so; AMQP does not.)
-    """
-
-    reason: str
-    cause: Exception | None = None
-    loopback: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class EngineCrash(Decision):
-    """A refusal because a backend raised or answered nonsense; ``cause`` is for the log."""
-
-    cause: Exception | None = field(default=None, compare=False)
-
-
-class NonsenseError(TypeError):
-    """A backend answered something that its contract does not list."""
-
-
 _Attempt = Callable[[Pair, Credentials, Peer], Awaitable[Identity | LoginRefused]]
 
 
@@ -182,7 +121,7 @@ class Engine:
     async def _log_in(
         self, credentials: Credentials, peer: Peer, attempt: _Attempt
     ) -> Identity | LoginRefused:
-        user = _shown(credentials.username)
+        user = shown(credentials.username)
         result: Identity | LoginRefused = LoginRefused(f"No modules checked '{user}'")
         try:
             for pair in self._pairs:
@@ -197,7 +136,7 @@ class Engine:
             )
         if isinstance(result, Identity) and not self._may_connect_from(result, peer):
             return LoginRefused(
-                f"user '{_shown(result.username)}' can only connect via localhost", loopback=True
+                f"user '{shown(result.username)}' can only connect via localhost", loopback=True
             )
         return result
 
@@ -208,7 +147,7 @@ class Engine:
         self, pair: Pair, credentials: Credentials, peer: Peer
     ) -> Identity | LoginRefused:
         answer: LoginAnswer = await _settled(pair.authn.authenticate(credentials, peer))
-        accepted = _accepted(answer, pair.authn.name, "authenticating", credentials.username)
+        accepted = of_login(answer, pair.authn.name, "authenticating", credentials.username)
         if isinstance(accepted, LoginRefused):
             return accepted
         if pair.single:
@@ -238,7 +177,7 @@ class Engine:
             answer: LoginAnswer = await _settled(
                 backend.authorize_login(username, credentials, peer)
             )
-            accepted = _accepted(answer, backend.name, "authorizing", username)
+            accepted = of_login(answer, backend.name, "authorizing", username)
             if isinstance(accepted, LoginRefused):
                 if left:
                     raise _InternalError(accepted.reason)
@@ -313,11 +252,11 @@ class Engine:
             try:
                 answer = await _settled(backend.update_state(_user(identity, state), secret))
             except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
-                return _crash(name, error)
+                return crash(name, error)
             if isinstance(answer, Refused | Failed):
                 return answer
             if not isinstance(answer, Accepted):
-                return _crash(name, NonsenseError(f"answered {type(answer).__name__}"))
+                return crash(name, NonsenseError(f"answered {type(answer).__name__}"))
             grants.append((name, answer.state))
             tags |= answer.tags
             renewed = True
@@ -409,7 +348,7 @@ class Engine:
         try:
             topic = self._exchange_types.is_topic(vhost, check.exchange)
         except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
-            return _crash("exchange types", error)
+            return crash("exchange types", error)
         if isinstance(topic, bool):
             return self._topic_of_type(identity, vhost, check, topic=topic)
         return self._topic_later(topic, identity, vhost, check)
@@ -420,7 +359,7 @@ class Engine:
         try:
             topic = await pending
         except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
-            return _crash("exchange types", error)
+            return crash("exchange types", error)
         return await _settled(self._topic_of_type(identity, vhost, check, topic=topic))
 
     def _topic_of_type(
@@ -451,10 +390,10 @@ class Engine:
             try:
                 answer = ask(self._authz[name], _user(identity, state))
             except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
-                return _crash(name, error)
+                return crash(name, error)
             if isinstance(answer, Awaitable):
                 return self._every_later(answer, name, identity, grants[at:], ask)
-            decision = _decision(name, answer)
+            decision = decided(name, answer)
             if not decision.allowed:
                 break
         return decision
@@ -470,8 +409,8 @@ class Engine:
         try:
             answer = await pending
         except Exception as error:  # noqa: BLE001 - a refusal, whatever it is
-            return _crash(name, error)
-        decision = _decision(name, answer)
+            return crash(name, error)
+        decision = decided(name, answer)
         if not decision.allowed:
             return decision
         return await _settled(self._every_of(identity, grants, ask, decision))
@@ -488,38 +427,3 @@ async def _settled(answer: _T | Awaitable[_T]) -> _T:
 
 def _user(identity: Identity, state: object) -> AuthUser:
     return AuthUser(identity.username, identity.tags, state)
-
-
-def _accepted(answer: object, backend: str, doing: str, username: bytes) -> Accepted | LoginRefused:
-    match answer:
-        case Accepted():
-            return answer
-        case Refused(reason):
-            return LoginRefused(reason)
-        case Failed(reason):
-            return LoginRefused(f"{backend} failed {doing} {_shown(username)}: {reason}")
-        case _:
-            raise NonsenseError(f"{backend} answered {type(answer).__name__} to a login")
-
-
-def _decision(backend: str, answer: object) -> Decision:
-    if not isinstance(answer, Verdict):
-        return _crash(backend, NonsenseError(f"answered {type(answer).__name__} to a check"))
-    rule = f"{backend}: {answer.rule}" if answer.rule else backend
-    # INVARIANT: only the value True allows, and only without an error beside it.
-    if answer.error is not None:
-        detail = f", backend {backend} returned an error: {answer.error}"
-        return Decision(False, rule, detail.encode())
-    if answer.allowed is True:
-        return Decision(True, rule)
-    detail = "" if answer.reason is None else f" by backend {backend}: {answer.reason}"
-    return Decision(False, rule, detail.encode())
-
-
-def _crash(where: str, error: Exception) -> EngineCrash:
-    rule = f"{where}: internal error ({type(error).__name__})"
-    return EngineCrash(False, rule, crashed=True, cause=error)
-
-
-def _shown(name: bytes) -> str:
-    return printable(name).decode()

@@ -87,10 +87,10 @@ class BrokerFrames:
             return TAKEN
         if ids == (10, 51):
             if session.state is State.DRAINING:
-                session.tell()
+                session.endings.tell()
                 return TAKEN
             if session.state is State.CLIENT_CLOSING:
-                session.tell_refusals()
+                session.endings.tell_refusals()
                 session.to_client.append(CONNECTION_CLOSE_OK)
                 session.state = State.DONE
                 return TAKEN
@@ -122,7 +122,7 @@ class BrokerFrames:
             if session.swallow_close_ok is None:
                 session.swallow_close_ok = set()
             session.swallow_close_ok.add(number)
-            session.refusal_is_void(channel)
+            session.endings.refusal_is_void(channel)
         session.to_client.append(self._close(number, 20, payload))
         self._channel_ended(number, channel)
         channel.mode = Mode.BROKER_CLOSED
@@ -143,7 +143,7 @@ class BrokerFrames:
             session.drop(number)
             return PASS
         if channel.mode == Mode.REFUSING:
-            session.refusal_is_due(number, channel)
+            session.endings.refusal_is_due(number, channel)
             return TAKEN
         return PASS
 
@@ -152,15 +152,6 @@ class BrokerFrames:
         self._s.consumers.channel_ended(number)
         for pending in channel.unanswered():
             self._s.policy.exchange_changed(pending.name, None, pending.number)
-
-    def tell_refusal(self, number: int, channel: ChannelState) -> None:
-        """Send the client the channel.close for the channel's error."""
-        error = channel.error
-        if error is not None:
-            self._s.to_client.append(
-                close_method(number, 20, error.code, error.text, error.class_id, error.method_id)
-            )
-        channel.mode = Mode.AWAIT_OK
 
     def _queue_declare_ok(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         if channel.named:

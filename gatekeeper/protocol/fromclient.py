@@ -243,12 +243,6 @@ class ClientFrames:
         session.channels[number] = channel
         return channel
 
-    def refusing(self, number: int, error: AmqpError) -> None:
-        """Content under way stays under way: what the client still sends of it is swallowed."""
-        channel = self._s.channels[number]
-        channel.mode = Mode.REFUSING
-        channel.error = error
-
     def _method(self, number: int, channel: ChannelState, payload: bytes) -> Outcome:
         if channel.named_before is not None and channel.mode == Mode.OPEN:
             again = channel.named_before.get(payload)

@@ -30,6 +30,7 @@ from gatekeeper.errors import AmqpError, ReplyCode
 from gatekeeper.protocol.channels import MAX_REMEMBERED, PARKED, ChannelState, Mode, Tally
 from gatekeeper.protocol.checks import Context
 from gatekeeper.protocol.consumers import Cause, Consumers
+from gatekeeper.protocol.endings import Endings
 from gatekeeper.protocol.erlang import frame_octets
 from gatekeeper.protocol.frames import ASK, BODY, HEADER, NEED_MORE, Lane, scan_broker, scan_client
 from gatekeeper.protocol.frombroker import BrokerFrames
@@ -40,7 +41,6 @@ from gatekeeper.protocol.ports import Epoch, SessionPolicy
 from gatekeeper.protocol.renewals import Renewals
 from gatekeeper.protocol.states import (
     BROKER,
-    CONNECTION_CLOSE_OK,
     DONE,
     MAX_CONTENT,
     OVER,
@@ -54,7 +54,7 @@ from gatekeeper.protocol.states import (
     Pending,
     State,
 )
-from gatekeeper.protocol.wire import FRAME_METHOD, close_method
+from gatekeeper.protocol.wire import FRAME_METHOD
 
 JUDGED_AT_ONCE = 256
 """Work of the readable code before other connections get their turn: about a millisecond. A frame
@@ -93,10 +93,10 @@ class Session:
     """
 
     __slots__ = (
-        "_broker", "_changes", "_client", "_context", "_failed", "_mark", "_remembered",
+        "_broker", "_changes", "_client", "_context", "_mark", "_remembered",
         "_seen", "_turn", "_waiting", "abort", "broken", "broker_stalled", "broker_tired",
         "cancel_notify", "channel_max", "channels", "client_stalled", "client_tired",
-        "consumers", "epoch", "error", "lane", "parked", "policy", "renewals", "state",
+        "consumers", "endings", "epoch", "error", "lane", "parked", "policy", "renewals", "state",
         "swallow_close_ok", "tally", "to_broker", "to_client",
     )  # fmt: skip
 
@@ -138,8 +138,8 @@ class Session:
         self._turn = 0
         self._mark = 0
         self._waiting = _NOBODY
-        self._failed: list[AmqpError] = []  # of the connection, which ends when nothing is parked
         self.parked = Parking(self.channels)
+        self.endings = Endings(self)
         self.consumers = Consumers(self)
         self.renewals = Renewals(self, relays=relay_secret)
         self._client = ClientFrames(self)
@@ -173,11 +173,11 @@ class Session:
             return self._client.after(buf, pos, end)
         if self.epoch.value != self._seen:
             self.forget()
-        if self.parked.lots or self._failed:
+        if self.parked.lots or self.endings.errors:
             self._turn = JUDGED_AT_ONCE
             self._unpark()
-            if self.client_stalled or self._failed or self.state is not RUNNING:
-                ending = bool(self._failed) or self.among(State.DRAINING, State.FAILING)
+            if self.client_stalled or self.endings.errors or self.state is not RUNNING:
+                ending = bool(self.endings.errors) or self.among(State.DRAINING, State.FAILING)
                 self.client_stalled = self.client_stalled or ending
                 return pos
         done = scan_client(self.lane, buf, pos, end)
@@ -192,16 +192,16 @@ class Session:
         """Judge again what is parked; what still waits stays."""
         for number in self.parked.numbers():
             lot = self.parked.take(number)
-            failed = len(self._failed)
+            failed = len(self.endings.errors)
             scanned = scan_client(self.lane, lot, 0, len(lot))
             done = self._walk(lot, 0, scanned, len(lot), parked=True)
             if not self.among(RUNNING, State.FAILING):
                 return
-            if done < len(lot) and len(self._failed) == failed:
+            if done < len(lot) and len(self.endings.errors) == failed:
                 self.parked.put(number, lot[done:] if done else lot)
             if self.client_tired:
                 return
-        self._conclude()
+        self.endings.conclude()
 
     def _walk(self, buf: bytearray, run: int, pos: int, end: int, *, parked: bool = False) -> int:
         """Judge frames up to one that must wait; the scanner has let ``buf[run:pos]`` pass.
@@ -210,7 +210,7 @@ class Session:
         """
         asked = 0
         at = -1
-        failed = len(self._failed)
+        failed = len(self.endings.errors)
         # (The rest of a lot's last unit comes in the stream: it is not waited for.)
         while self.lane.stop != NEED_MORE or (parked and pos < end):
             if self._turn <= 0:
@@ -243,7 +243,7 @@ class Session:
                     self.client_tired = self.consumers.tired or self._client.tired
                 return pos
             run = past
-            ended = len(self._failed) > failed
+            ended = len(self.endings.errors) > failed
             if parked and not ended and self.state is State.FAILING:
                 pos = scan_client(self.lane, buf, run, end)  # it was sent before
                 continue
@@ -312,9 +312,9 @@ class Session:
             return WAIT
         except AmqpError as error:
             if isinstance(error, OperationError):
-                self.refuse_channel(number, error)
+                self.endings.refuse_channel(number, error)
             else:
-                self.fail(number, error)
+                self.endings.fail(number, error)
             return TAKEN
         except Abort as why:
             self.policy.refused(number, AmqpError(ReplyCode.INTERNAL_ERROR, str(why).encode()))
@@ -437,98 +437,7 @@ class Session:
         if data:
             self.to_broker.append(data)
         if error is not None:
-            self.refuse_channel(number, error)
-
-    def refuse_channel(self, number: int, error: AmqpError) -> None:
-        """Close the channel at the broker first: its earlier replies come before the refusal.
-
-        Where the error ends the connection, nothing of the client's is looked at until then.
-        """
-        self.policy.refused(number, error)
-        self.to_broker.append(close_method(number, 20, 200, b"", 0, 0))
-        self._client.refusing(number, error)
-        if not error.closes_channel:
-            self.error = self.error or error
-            self.state = State.FAILING
-
-    def refusal_is_due(self, number: int, channel: ChannelState) -> None:
-        """The broker has closed the channel: the client may be told why it was."""
-        if channel.error is None:
-            return
-        if channel.error.closes_channel:
-            self._broker.tell_refusal(number, channel)
-        elif self.state is State.FAILING:
-            self.drop(number)  # its number means nothing any more
-            self.parked.discard(number)
-            self._failed.append(channel.error)
-            self._conclude()
-
-    def refusal_is_void(self, channel: ChannelState) -> None:
-        """The broker has closed the channel for an earlier operation: that is the answer."""
-        if self.state is not State.FAILING or channel.error is None or channel.error.closes_channel:
-            return
-        refusing = (c for c in self.channels.values() if c.mode == Mode.REFUSING)
-        errors = (c.error for c in refusing if c.error is not None and c is not channel)
-        self.error = next((error for error in errors if not error.closes_channel), None)
-        if self.error is None:
-            self.state = RUNNING
-
-    def fail(self, number: int, error: AmqpError) -> None:
-        """Close the connection for an error of the client's, after the broker's replies.
-
-        Not before what other channels have sent earlier is decided.
-        """
-        if not self._failed:
-            self.policy.refused(number, error)
-        self._failed.append(error)
-        self._conclude()
-
-    def _conclude(self) -> None:
-        if self._failed and not self.parked:
-            first, self._failed = self._failed[0], []
-            self._drain(first)
-
-    def _drain(self, error: AmqpError) -> None:
-        self.error = error
-        self.state = State.DRAINING
-        self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
-
-    def tell(self) -> None:
-        """Send the client the connection.close for :attr:`error`."""
-        error = self.error
-        if error is None:
-            return
-        self.tell_refusals()
-        self.to_client.append(
-            close_method(0, 10, error.code, error.text, error.class_id, error.method_id)
-        )
-        self.state = State.TOLD
-
-    def tell_refusals(self) -> None:
-        """Before the connection ends: the refusals of channels that came first.
-
-        A broker that is told to close the connection answers a channel's close no more.
-        """
-        for number, channel in self.channels.items():
-            error = channel.error
-            if channel.mode == Mode.REFUSING and error is not None and error.closes_channel:
-                self._broker.tell_refusal(number, channel)
-
-    def close(self, error: AmqpError) -> None:
-        """The gate ends the connection (320 and the like): the client is told at once."""
-        if self.state in (RUNNING, State.FAILING, State.DRAINING, State.CLIENT_CLOSING):
-            if self.state in (RUNNING, State.FAILING):
-                self.to_broker.append(close_method(0, 10, 200, b"", 0, 0))
-            self.error = self.error or error
-            self.tell()
-
-    def broker_lost(self, explanation: bytes) -> None:
-        """The broker's connection has ended, or is given up."""
-        if self.state is State.CLIENT_CLOSING:
-            self.to_client.append(CONNECTION_CLOSE_OK)
-            self.state = DONE
-        else:
-            self.close(AmqpError(ReplyCode.CONNECTION_FORCED, explanation))
+            self.endings.refuse_channel(number, error)
 
 
 def frame_error(kind: int, payload: bytes, detail: str) -> FatalFrameError:

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.model import Check, Decision, Identity, Peer, Secret
-from gatekeeper.policy.engine import Engine, EngineCrash
+from gatekeeper.policy.answers import EngineCrash
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.ports import Failed, Refused
 from gatekeeper.protocol.erlang import erlang_string, with_error

@@ -18,7 +18,8 @@ from gatekeeper.config.settings import Settings
 from gatekeeper.errors import AmqpError, ReplyCode, printable
 from gatekeeper.logs import Logger
 from gatekeeper.model import Identity, Peer
-from gatekeeper.policy.engine import Engine, LoginRefused
+from gatekeeper.policy.answers import LoginRefused
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.protocol import wire
 from gatekeeper.protocol.checks import Context

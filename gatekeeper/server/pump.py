@@ -289,7 +289,7 @@ class Pump:
             self._finish()
 
     def _drained(self) -> None:
-        self.session.tell()
+        self.session.endings.tell()
         self._flush()
 
     def _give_up(self, reason: str) -> None:
@@ -299,7 +299,7 @@ class Pump:
         """End the connection from the gate's side: the client is told, the broker dropped."""
         if self.session.state is State.RUNNING:
             self._forced(error)
-        self.session.close(error)
+        self.session.endings.close(error)
         self._flush()
 
     def renew(self, secret: Secret) -> None:
@@ -343,7 +343,7 @@ class Pump:
     def _lose_broker(self, explanation: bytes) -> None:
         if self.session.state is State.RUNNING:
             self._forced(AmqpError(ReplyCode.CONNECTION_FORCED, explanation))
-        self.session.broker_lost(explanation)
+        self.session.endings.broker_lost(explanation)
         self._flush()
 
     def _finish(self, end: End | None = None) -> None:

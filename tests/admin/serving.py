@@ -21,7 +21,8 @@ from gatekeeper.admin.service import Administration
 from gatekeeper.backends.internal import InternalBackend
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import Settings
-from gatekeeper.policy.engine import Engine, Pair
+from gatekeeper.policy.engine import Engine
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.server.infos import ChannelInfo, ConnectionInfo, UpstreamInfo, UpstreamStatus
 from gatekeeper.store.definitions import import_definitions
 from gatekeeper.store.store import Store

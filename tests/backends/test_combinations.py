@@ -26,7 +26,9 @@ from gatekeeper.backends.registry import Backends
 from gatekeeper.config.load import load_settings
 from gatekeeper.config.settings import Settings
 from gatekeeper.model import Access, Credentials, Identity, Kind, Peer, Permission, Secret
-from gatekeeper.policy.engine import Engine, LoginRefused, Pair
+from gatekeeper.policy.answers import LoginRefused
+from gatekeeper.policy.engine import Engine
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.store.store import Store
 from tests.backends import guide
 from tests.backends.http_service import Service

@@ -20,8 +20,10 @@ from gatekeeper.model import (
     Secret,
     TopicAccess,
 )
-from gatekeeper.policy.engine import Engine, LoginRefused, Pair
+from gatekeeper.policy.answers import LoginRefused
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.explain import explain
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.policy.ports import Accepted, Failed, Refused, Verdict
 from gatekeeper.store import passwords
 from gatekeeper.store.store import Store

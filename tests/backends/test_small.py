@@ -22,7 +22,9 @@ from gatekeeper.model import (
     Permission,
     Secret,
 )
-from gatekeeper.policy.engine import Engine, LoginRefused, Pair
+from gatekeeper.policy.answers import LoginRefused
+from gatekeeper.policy.engine import Engine
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.policy.ports import Accepted, Refused
 from gatekeeper.store.store import Store
 from tests.policy.fakes import LOCAL, PEER, FakeExchanges

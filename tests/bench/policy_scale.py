@@ -37,7 +37,8 @@ from typing import Any
 
 from gatekeeper.backends.internal import InternalBackend
 from gatekeeper.model import Access, Credentials, Identity, Kind, Peer, Permission, Secret
-from gatekeeper.policy.engine import Engine, Pair
+from gatekeeper.policy.engine import Engine
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.store.definitions import load_definitions
 from gatekeeper.store.store import Store
 

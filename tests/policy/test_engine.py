@@ -22,9 +22,11 @@ from gatekeeper.model import (
     TopicAccess,
 )
 from gatekeeper.policy import pcre
-from gatekeeper.policy.engine import Engine, EngineCrash, LoginRefused, NonsenseError, Pair
+from gatekeeper.policy.answers import EngineCrash, LoginRefused, NonsenseError
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.explain import explain
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.policy.ports import Accepted, Failed, Refused, Verdict
 
 from .fakes import ALLOW, BOB, DENY, LOCAL, PEER, FakeBackend, FakeExchanges

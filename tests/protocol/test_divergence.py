@@ -772,7 +772,7 @@ def test_the_broker_is_lost(closing: bool) -> None:
     one = opened()
     if closing:
         one.send(BYE, answer=False)
-    one.session.broker_lost(b"gone")
+    one.session.endings.broker_lost(b"gone")
     one.flush(answer=False)
     last = one.to_client()[-1]
     assert last == ((0, (10, 51)) if closing else (0, (10, 50)))
@@ -796,15 +796,15 @@ def test_the_brokers_close_crosses_the_gates() -> None:
     one.reply(wire.close_method(0, 10, 320, b"CONNECTION_FORCED - x", 0, 0))
     assert [close[1] for close in one.closes()] == [320]
     assert one.state is State.TOLD
-    one.session.tell()
-    one.session.close(AmqpError(ReplyCode.CONNECTION_FORCED, b"again"))
+    one.session.endings.tell()
+    one.session.endings.close(AmqpError(ReplyCode.CONNECTION_FORCED, b"again"))
     assert one.state is State.TOLD
 
 
 def test_an_end_by_the_gate_while_the_clients_error_drains() -> None:
     one = opened()
     one.send(open_channel(1), answer=False)
-    one.session.close(AmqpError(ReplyCode.CONNECTION_FORCED, b"deleted"))
+    one.session.endings.close(AmqpError(ReplyCode.CONNECTION_FORCED, b"deleted"))
     one.flush(answer=False)
     assert [close[1] for close in one.closes()] == [504]
     assert one.at_broker().count((0, (10, 50))) == 1

@@ -476,7 +476,7 @@ def test_a_connection_that_waits_for_nothing_is_not_looked_at_twice() -> None:
     """The gate's own error: what is parked is of no interest any more."""
     bench = Bench()
     bench.client(declare(1, b"q"))
-    bench.session.broker_lost(b"gone")
+    bench.session.endings.broker_lost(b"gone")
     bench.policy.held.clear()
     bench.client(call(0, (10, 51)))
     assert bench.session.state is State.DONE

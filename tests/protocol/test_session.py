@@ -410,7 +410,7 @@ def test_the_service_account_is_not_named() -> None:
 
 
 def test_forced_close_tells_the_client_at_once(one: Dialogue) -> None:
-    one.session.close(AmqpError(ReplyCode.CONNECTION_FORCED, b"user 'alice' is deleted"))
+    one.session.endings.close(AmqpError(ReplyCode.CONNECTION_FORCED, b"user 'alice' is deleted"))
     one.flush(answer=False)
     text = b"CONNECTION_FORCED - user 'alice' is deleted"
     assert one.closes() == [(0, 320, text, (0, 0))]
@@ -493,7 +493,7 @@ def test_a_connection_error_comes_after_its_channels_replies(one: Dialogue) -> N
 
 def test_a_broker_that_is_lost_meanwhile(one: Dialogue) -> None:
     one.send(publish(1, bits=2), answer=False)
-    one.session.broker_lost(b"gone")
+    one.session.endings.broker_lost(b"gone")
     one.flush(answer=False)
     assert [close[1] for close in one.closes()] == [540]
 

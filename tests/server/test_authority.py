@@ -11,7 +11,8 @@ import pytest
 
 from gatekeeper.errors import AmqpError
 from gatekeeper.model import Access, Check, Decision, Identity, Kind, Peer, Permission, Secret
-from gatekeeper.policy.engine import Engine, EngineCrash
+from gatekeeper.policy.answers import EngineCrash
+from gatekeeper.policy.engine import Engine
 from gatekeeper.policy.epoch import Epoch
 from gatekeeper.policy.ports import Failed, Refused
 from gatekeeper.server.authority import Authority

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from gatekeeper.admin.api.call import Call, Caller, ProblemError, Reply, missing, problem
 from gatekeeper.admin.service import Actor
-from gatekeeper.policy.engine import LoginRefused
+from gatekeeper.policy.answers import LoginRefused
 from gatekeeper.server.infos import ChannelInfo, ConnectionInfo
 from gatekeeper.store.refusals import shown
 

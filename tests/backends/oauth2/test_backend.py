@@ -29,7 +29,9 @@ from gatekeeper.model import (
     Secret,
     TopicAccess,
 )
-from gatekeeper.policy.engine import Engine, EngineCrash, LoginRefused, Pair
+from gatekeeper.policy.answers import EngineCrash, LoginRefused
+from gatekeeper.policy.engine import Engine
+from gatekeeper.policy.pairs import Pair
 from gatekeeper.policy.ports import Accepted, Failed, LoginAnswer, Refused
 from tests.support.idp import IdentityProvider, SigningKey, claims, unsigned
 
